@@ -1,0 +1,1 @@
+"""An asyncio client that queues outbound phone calls at Plum Voice Fuse, safely."""

@@ -1,0 +1,130 @@
+"""Fuse's requests as bytes: which path, which fields, in which form. No I/O.
+
+The facts are of the Fuse pages "Queue Call", "Outbound Calls" and "Call Logs". What PHP (which
+answers there) makes of a body was tried, not documented.
+"""
+
+from __future__ import annotations
+
+import secrets
+from typing import TYPE_CHECKING, Literal
+from urllib.parse import urlencode
+
+from fuse_async._http import MIB, Request
+
+if TYPE_CHECKING:
+    from fuse_async.models import Call, Deployment
+
+__all__ = [
+    "Accept",
+    "cancel_request",
+    "logs_request",
+    "queue_request",
+    "status_request",
+    "status_url",
+]
+
+Accept = Literal["json", "xml"]
+
+# Exactly one type: Fuse answers a list of types, or any other type, as JSON whatever it says.
+_ACCEPT = {"json": "application/json", "xml": "application/xml"}
+
+_PART = b'Content-Disposition: form-data; name="%s"\r\n\r\n'
+_PHONE_NUMBER = _PART % b"phone_number"
+_START = _PART % b"start_timestamp"
+_END = _PART % b"end_timestamp"
+_ATTEMPTS = _PART % b"max_attempts"
+_WAIT = _PART % b"reattempt_wait"
+_METADATA = _PART % b"metadata"
+_RESULT_URL = _PART % b"result_url"
+_PCI = _PART % b"is_pci"
+
+
+def queue_request(call: Call, deployment: Deployment, accept: Accept) -> Request:
+    """Return the request that queues one call: ``POST /api/apps/{app}/{deployment}/queue``.
+
+    The fields go in the order of the Fuse page, each only where it is set, as a multipart form
+    (documented). Values are UTF-8; no part has a Content-Type of its own, since PHP reads values
+    as bytes and a label could only mislead.
+    """
+    parts = [_PHONE_NUMBER + call.phone_number.wire.encode()]
+    if call.start_timestamp is not None:
+        parts.append(_START + b"%d" % call.start_timestamp)
+    if call.end_timestamp is not None:
+        parts.append(_END + b"%d" % call.end_timestamp)
+    if call.max_attempts is not None:
+        parts.append(_ATTEMPTS + b"%d" % call.max_attempts)
+    if call.reattempt_wait is not None:
+        parts.append(_WAIT + b"%d" % call.reattempt_wait)
+    if call.metadata_json is not None:
+        parts.append(_METADATA + call.metadata_json.encode())
+    if call.result_url is not None:
+        parts.append(_RESULT_URL + call.result_url.encode())
+    if call.is_pci is not None:
+        parts.append(_PCI + (b"1" if call.is_pci else b"0"))
+    boundary, body = _multipart(parts)
+    return Request(
+        "POST",
+        f"/api/apps/{deployment.application_id}/{deployment.deployment_id}/queue",
+        _ACCEPT[accept],
+        body,
+        f"multipart/form-data; boundary={boundary}",
+    )
+
+
+def _multipart(parts: list[bytes]) -> tuple[str, bytes]:
+    while True:
+        # A random boundary cannot be foreseen by whoever chose the values; that it is not in
+        # them is checked all the same, since a part that ends early would be another call.
+        boundary = secrets.token_hex(16)
+        mark = boundary.encode()
+        content = (b"\r\n--" + mark + b"\r\n").join(parts)
+        if content.count(mark) == len(parts) - 1:
+            return boundary, b"--" + mark + b"\r\n" + content + b"\r\n--" + mark + b"--\r\n"
+
+
+def status_request(call_id: int, accept: Accept) -> Request:
+    """Return the request for one call's state: ``GET /api/outbound/{call_id}`` (documented)."""
+    return Request("GET", f"/api/outbound/{call_id}", _ACCEPT[accept])
+
+
+def cancel_request(deployment: Deployment, accept: Accept) -> Request:
+    """Return the request that cancels *all* pending calls of a deployment (documented).
+
+    ``DELETE /api/apps/{app}/{deployment}/cancel``, without a body. No request is known that
+    cancels one call.
+    """
+    return Request(
+        "DELETE",
+        f"/api/apps/{deployment.application_id}/{deployment.deployment_id}/cancel",
+        _ACCEPT[accept],
+    )
+
+
+def logs_request(
+    start: int,
+    end: int,
+    number: str | None,
+    limit: int | None,
+    offset: int | None,
+    accept: Accept,
+) -> Request:
+    """Return the request for one page of call logs: ``GET /api/calls/{start}/{end}``.
+
+    `start` and `end` are Unix seconds. `number` is the *deployment's* number, not the one that
+    was called. `limit` and `offset` count rows; their bounds for this method are unknown (the
+    sibling method ``all_logs`` documents 1 to 10,000, with 1,000 where none is given).
+    """
+    asked = {"number": number, "limit": limit, "offset": offset}
+    query = urlencode({name: value for name, value in asked.items() if value is not None})
+    path = f"/api/calls/{start}/{end}" + (f"?{query}" if query else "")
+    return Request("GET", path, _ACCEPT[accept], answer_limit=4 * MIB)
+
+
+def status_url(base_url: str, call_id: int) -> str:
+    """Return the address of a call's state, always below `base_url`.
+
+    Fuse names it in a Link header too (documented); that host is never taken over, since the
+    developer key would be sent to it.
+    """
+    return f"{base_url.rstrip('/')}/api/outbound/{call_id}"
