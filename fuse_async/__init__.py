@@ -1,1 +1,116 @@
-"""An asyncio client that queues outbound phone calls at Plum Voice Fuse, safely."""
+"""An asyncio client that queues outbound phone calls at Plum Voice Fuse, safely.
+
+::
+
+    async with FuseClient(email, developer_key, deployment=(12, 34)) as fuse:
+        call = await fuse.queue_call("tel:+16175550101;ani=8005550199")
+"""
+
+from fuse_async._client import FuseClient
+from fuse_async._events import (
+    CallAnswered,
+    CallBatched,
+    CallEnded,
+    CallRetried,
+    CallSent,
+    CallWaiting,
+    CallWarned,
+    Event,
+    Listener,
+)
+from fuse_async._guard import SingleCallGuard
+from fuse_async._limiter import Limiter, SlidingWindowLimiter, Slot
+from fuse_async._phone import NumberRules, PhoneNumber
+from fuse_async._retry import RetryPolicy
+from fuse_async._version import __version__
+from fuse_async.errors import (
+    Answered,
+    Attempt,
+    BadRequest,
+    ConfigurationError,
+    Deleted,
+    Forbidden,
+    FuseError,
+    InvalidCall,
+    KeyConflict,
+    MethodNotAllowed,
+    NoAnswer,
+    NotFound,
+    NotSent,
+    OutcomeUnknown,
+    Placed,
+    Refused,
+    ServerError,
+    SingleCallLoop,
+    SingleCallLoopWarning,
+    StillPending,
+    TooManyRequests,
+    Unauthorized,
+)
+from fuse_async.models import (
+    Call,
+    CallDetails,
+    CallEvent,
+    CallFields,
+    ClientStats,
+    Deployment,
+    LoggedCall,
+    QueuedCall,
+)
+
+__all__ = [
+    "Answered",
+    "Attempt",
+    "BadRequest",
+    "Call",
+    "CallAnswered",
+    "CallBatched",
+    "CallDetails",
+    "CallEnded",
+    "CallEvent",
+    "CallFields",
+    "CallRetried",
+    "CallSent",
+    "CallWaiting",
+    "CallWarned",
+    "ClientStats",
+    "ConfigurationError",
+    "Deleted",
+    "Deployment",
+    "Event",
+    "Forbidden",
+    "FuseClient",
+    "FuseError",
+    "InvalidCall",
+    "KeyConflict",
+    "Limiter",
+    "Listener",
+    "LoggedCall",
+    "MethodNotAllowed",
+    "NoAnswer",
+    "NotFound",
+    "NotSent",
+    "NumberRules",
+    "OutcomeUnknown",
+    "PhoneNumber",
+    "Placed",
+    "QueuedCall",
+    "Refused",
+    "RetryPolicy",
+    "ServerError",
+    "SingleCallGuard",
+    "SingleCallLoop",
+    "SingleCallLoopWarning",
+    "SlidingWindowLimiter",
+    "Slot",
+    "StillPending",
+    "TooManyRequests",
+    "Unauthorized",
+    "__version__",
+]
+
+# Where people import them from is where they are: tracebacks, docs and pickles say so.
+for _name in __all__:
+    if hasattr(globals()[_name], "__module__"):
+        globals()[_name].__module__ = __name__
+del _name

@@ -34,13 +34,14 @@ class Answer:
 
     `headers` has lower-case names. `body` is as it came over the wire (still compressed, if it
     was), cut at the request's `answer_limit`. `complete` is False where the answer broke off or
-    was cut.
+    was cut; `broke` says how, unless it was cut by us.
     """
 
     status: int
     headers: Mapping[str, str] = attrs.field(repr=False)
     body: bytes = attrs.field(repr=False)
     complete: bool = True
+    broke: Literal["timeout", "disconnected"] | None = None
 
 
 @attrs.frozen

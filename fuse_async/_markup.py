@@ -10,8 +10,23 @@ import codecs
 import json
 import re
 import zlib
+from collections.abc import Iterator
+from typing import Any
 
-__all__ = ["INFLATED_LIMIT", "NESTING_LIMIT", "read_text", "read_value"]
+__all__ = [
+    "INFLATED_LIMIT",
+    "NESTING_LIMIT",
+    "clean",
+    "flag",
+    "instant",
+    "levels",
+    "number",
+    "read_text",
+    "read_value",
+    "rows",
+    "whole",
+    "word",
+]
 
 INFLATED_LIMIT = 4 * 1024 * 1024
 """The most bytes that a compressed answer may grow to; one call's answer has some hundred."""
@@ -199,3 +214,85 @@ def _element(children: dict[str, list[object]], pieces: list[str]) -> object:
         name: values if name == "item" or len(values) > 1 else values[0]
         for name, values in children.items()
     }
+
+
+# -- plain values, in whatever form they come --
+
+_NUMBER = re.compile(r"[+-]?[0-9]{1,30}(?:\.[0-9]{0,30})?(?:[eE][+-]?[0-9]{1,2})?")
+
+
+def levels(value: object, *wrappers: str) -> Iterator[dict[str, Any]]:
+    """Yield `value` and what is inside of it under the names `wrappers`, outermost first.
+
+    A list of one is taken for the one. JSON inside a string (a form field) is read.
+    """
+    while True:
+        if isinstance(value, str):
+            value = read_value(value)
+        if isinstance(value, list) and len(value) == 1:
+            value = value[0]
+        elif isinstance(value, dict):
+            yield value
+            value = next((value[name] for name in wrappers if name in value), None)
+        else:
+            return
+
+
+def clean(text: str) -> str:
+    """Return `text` without halves of surrogate pairs, which no file or terminal takes.
+
+    A JSON escape can make them.
+    """
+    return text.encode("utf-8", "replace").decode()
+
+
+def word(value: object) -> str | None:
+    """Return a field as text without the stray quotes Fuse has shown; None where it is unset."""
+    if isinstance(value, str):
+        return clean(value).strip(" \t\r\n'\"") or None
+    if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e40:
+        return str(value)
+    return None
+
+
+def number(value: object) -> float | None:
+    """Return a field as a number, which may come as text; None where it is none."""
+    text = word(value)
+    return float(text) if text and _NUMBER.fullmatch(text) else None
+
+
+def whole(value: object) -> int | None:
+    """Return a field as a whole number; None where it is none, or larger than a float counts."""
+    amount = number(value)
+    return None if amount is None or abs(amount) >= 2**53 else int(amount)
+
+
+def instant(value: object) -> int | None:
+    """Return a field as Unix seconds; None for 0, PHP's way to say "none", and below."""
+    seconds = whole(value)
+    return seconds if seconds is not None and seconds > 0 else None
+
+
+def flag(value: object) -> bool | None:
+    """Return a field as a truth value, which may come as 0, 1 or text; None where it is none."""
+    if isinstance(value, bool):
+        return value
+    return {"true": True, "1": True, "false": False, "0": False}.get(str(word(value)).lower())
+
+
+def rows(value: object) -> list[dict[str, Any]]:
+    """Return the entries of a list in any form it may have.
+
+    A JSON list, an XML ``<item>`` list or repeated tag (lists by now), a single entry, a PHP list
+    with gaps (a JSON object with numbers for keys), and JSON inside a string (a form field).
+    """
+    if isinstance(value, str):
+        value = read_value(value)
+    if isinstance(value, dict):
+        inner = [*value.values()]
+        if not all(isinstance(entry, dict | list) for entry in inner):
+            return [value]
+        value = inner[0] if len(inner) == 1 and isinstance(inner[0], list) else inner
+    if not isinstance(value, list):
+        return []
+    return [entry for entry in value if isinstance(entry, dict)]

@@ -6,11 +6,15 @@ answers there) makes of a body was tried, not documented.
 
 from __future__ import annotations
 
+import html
+import json
 import secrets
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Literal
-from urllib.parse import urlencode
+from urllib.parse import quote, quote_plus, unquote, unquote_plus, urlencode, urlsplit
 
 from fuse_async._http import MIB, Request
+from fuse_async._markup import clean
 
 if TYPE_CHECKING:
     from fuse_async.models import Call, Deployment
@@ -18,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Accept",
     "cancel_request",
+    "hidden_strings",
     "logs_request",
     "queue_request",
     "status_request",
@@ -128,3 +133,85 @@ def status_url(base_url: str, call_id: int) -> str:
     developer key would be sent to it.
     """
     return f"{base_url.rstrip('/')}/api/outbound/{call_id}"
+
+
+# -- what of a call no text may repeat --
+
+_NATIONAL = 10
+_SHORTEST = 4
+
+
+def hidden_strings(call: Call | None, extra: Iterable[str] = ()) -> tuple[str, ...]:
+    """Return what an answer may repeat of `call` and no text of ours may: for `errors.mask`.
+
+    Its numbers with and without the country code, what its URL carries (all but the host), its
+    metadata values, and `extra` (the developer key, say), each also as JSON, URLs and HTML would
+    write it. Under four characters it is left out, as `mask` does: that occurs in any text.
+    """
+    plain = [*extra]
+    if call is not None:
+        number = call.phone_number
+        plain.append(number.wire)
+        for part in (number.digits, number.ani, number.postd):
+            digits = "".join(filter(str.isdecimal, part or ""))
+            plain.append(digits)
+            if len(digits) >= _NATIONAL:
+                plain += [digits[-_NATIONAL:], f"1{digits[-_NATIONAL:]}"]
+        plain += _url_parts(call.result_url or "")
+        plain += _metadata_texts(call.metadata_json or "")
+    texts = (text for text in dict.fromkeys(plain) if len(text) >= _SHORTEST)
+    return tuple(dict.fromkeys(form for text in texts for form in _spellings(text)))
+
+
+def _url_parts(url: str) -> Iterator[str]:
+    yield url
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return
+    user = parts.netloc.rpartition("@")[0]
+    values = [field.partition("=")[2] for field in parts.query.split("&")]
+    for part in (
+        *(user, *user.split(":", 1)),
+        *(parts.path, *parts.path.split("/")),
+        *(parts.query, *values, parts.fragment),
+    ):
+        yield part
+        yield unquote(part)
+        yield unquote_plus(part)
+
+
+def _metadata_texts(metadata: str) -> Iterator[str]:
+    yield metadata
+    try:
+        left = [json.loads(metadata or "null")]
+    except (ValueError, RecursionError):
+        return
+    while left:
+        value = left.pop()
+        if isinstance(value, dict):
+            left += value.values()
+        elif isinstance(value, list):
+            left += value
+        elif isinstance(value, str):
+            yield value
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield str(value)
+
+
+def _spellings(text: str) -> Iterator[str]:
+    if text.isascii() and text.isalnum():
+        yield text
+        return
+    text = clean(text)
+    for form in (text, json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1]):
+        yield form
+        yield form.replace("/", "\\/")
+        for escaped in (html.escape(form, quote=False), html.escape(form)):
+            yield escaped
+            php = escaped.replace("&#x27;", "&#039;")
+            yield php
+            yield php.encode("ascii", "xmlcharrefreplace").decode()
+    yield quote(text)
+    yield quote(text, safe="")
+    yield quote_plus(text)

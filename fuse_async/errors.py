@@ -128,12 +128,15 @@ class FuseError(Exception):
         message: str,
         *,
         hint: str = "",
+        fate: str | None = None,
         retry_after: float | None = None,
         attempts: tuple[Attempt, ...] = (),
         key: str | None = None,
         tag: str | None = None,
     ) -> None:
-        super().__init__(" ".join(part for part in (message, self._fate, hint) if part))
+        # `fate` replaces the class's sentence where the request was not about placing a call.
+        parts = (message, self._fate if fate is None else fate, hint)
+        super().__init__(" ".join(part for part in parts if part))
         self.hint = hint
         self.retry_after = retry_after
         self.attempts = attempts
@@ -262,15 +265,26 @@ class OutcomeUnknown(FuseError):
     It is never sent again by this library. `reason`: ``"timeout"``, ``"disconnected"``,
     ``"gateway"`` (an answer of something in front of Fuse), ``"unreadable"`` (a success that
     names no call), ``"interrupted"`` (this process stopped waiting), ``"server"`` (a 500 with
-    ``retry_500=False``).
+    ``retry_500=False``). `status` is the HTTP status where one came, `body` the start of the
+    answer, masked, 200 characters at most.
     """
 
     placed = Placed.MAYBE
     _fate = "The call MAY HAVE BEEN PLACED."
 
-    def __init__(self, message: str, *, reason: OutcomeUnknownReason, **common: Any) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        reason: OutcomeUnknownReason,
+        status: int | None = None,
+        body: str = "",
+        **common: Any,
+    ) -> None:
         super().__init__(message, **common)
         self.reason: OutcomeUnknownReason = reason
+        self.status = status
+        self.body = body
 
 
 class NoAnswer(FuseError):

@@ -1,0 +1,390 @@
+"""Carries one logical request to its one outcome: slot, send, verdict, and again where allowed.
+
+In time: deadline { slot of the limiter → transport → verdict }, repeated by `_retry`. The limiter
+sits inside of the retries, since each attempt is a request at the server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import attrs
+
+from fuse_async._clock import Clock, Timer
+from fuse_async._events import CallAnswered, CallRetried, CallSent, CallWaiting, Listeners
+from fuse_async._http import Answer, Lost, NeverLeft, Request, Result
+from fuse_async._interrupt import Interruptible
+from fuse_async._limiter import Limiter, Slot
+from fuse_async._retry import (
+    LONGEST_HINT,
+    Budget,
+    Cause,
+    Failure,
+    Kind,
+    RetryPolicy,
+    resend,
+)
+from fuse_async._transport import Progress, Transport
+from fuse_async.errors import Attempt, FuseError, NotSent, NotSentReason, Placed
+
+__all__ = ["Counters", "Runner", "Ticket"]
+
+T = TypeVar("T")
+
+# Fuse documents no 429 and no header with it; without a time to come back, everybody waits this.
+_PAUSE_AFTER_429 = 1.0
+
+_ENDED_TEXTS: dict[str, tuple[str, str]] = {
+    "closed": (
+        "The client was closed before the call could be sent.",
+        "Hand it in again with an open client.",
+    ),
+    "stopped": ("cancel_all_pending stopped the call before it was sent.", ""),
+}
+
+
+@attrs.define(eq=False)
+class Counters:
+    """Running totals of one client."""
+
+    queued: int = 0
+    refused: int = 0
+    not_sent: int = 0
+    unknown: int = 0
+    requests: int = 0
+    retries: int = 0
+    waiting: int = 0
+    in_flight: int = 0
+    waited_seconds: float = 0.0
+
+
+@attrs.define(eq=False)
+class Ticket:
+    """One logical request on its way: who, until when, and what happened so far.
+
+    `place` is the deployment as a plain pair. `next_slot`: takes the next slot before all others.
+    `worst` is the worst failure so far: no answer, over answered, over never left.
+    """
+
+    call_no: int
+    kind: Kind
+    started: float
+    deadline: float
+    place: tuple[int, int] | None = None
+    key: str | None = None
+    tag: str | None = None
+    urgent: bool = False
+    next_slot: bool = False
+    waited: float = 0.0
+    attempts: list[Attempt] = attrs.field(factory=list)
+    worst: Failure | None = None
+    progress: Progress | None = None
+    wait: Interruptible | None = None
+    ended_by: NotSentReason | None = None
+
+    def end(self, reason: NotSentReason) -> None:
+        """See that nothing more is sent; ends a wait or a pause at once."""
+        if self.ended_by is None:
+            self.ended_by = reason
+        if self.wait is not None:
+            self.wait.interrupt()
+
+    def note(self, failure: Failure) -> Failure:
+        """Keep `failure` if nothing worse came before."""
+        if self.worst is None or _rank(failure) >= _rank(self.worst):
+            self.worst = failure
+        return failure
+
+    @property
+    def placed_if_given_up(self) -> Placed | None:
+        """What became of the call if it is given up right now: None where Fuse refused it."""
+        if self.progress is not None and self.progress.may_have_left:
+            return Placed.MAYBE
+        if self.worst is not None and self.worst.status is not None:
+            return self.worst.error.placed if _rank(self.worst) == _UNKNOWN else None
+        return Placed.NO
+
+
+_NEVER_LEFT, _ANSWERED, _UNKNOWN = 1, 2, 3
+_RANKS = {
+    Cause.NO_SLOT: _NEVER_LEFT,
+    Cause.NEVER_LEFT: _NEVER_LEFT,
+    Cause.TLS: _NEVER_LEFT,
+    Cause.SERVER_ERROR: _ANSWERED,
+    Cause.BUSY: _ANSWERED,
+    Cause.REFUSED: _ANSWERED,
+    Cause.GATEWAY: _UNKNOWN,
+    Cause.LOST: _UNKNOWN,
+    Cause.UNREADABLE: _UNKNOWN,
+}
+
+
+def _rank(failure: Failure) -> int:
+    return _RANKS[failure.cause]
+
+
+class Runner:
+    """Runs tickets over one transport and one limiter, and knows which are open."""
+
+    __slots__ = (
+        "_attempt_timeout",
+        "_budget",
+        "_clock",
+        "_idle",
+        "_limiter",
+        "_listeners",
+        "_max_waiting",
+        "_policy",
+        "_transport",
+        "counters",
+        "open",
+    )
+
+    def __init__(
+        self,
+        transport: Transport,
+        limiter: Limiter,
+        policy: RetryPolicy,
+        clock: Clock,
+        listeners: Listeners,
+        attempt_timeout: float,
+        max_waiting: int,
+    ) -> None:
+        self._transport = transport
+        self._limiter = limiter
+        self._policy = policy
+        self._clock = clock
+        self._listeners = listeners
+        self._attempt_timeout = attempt_timeout
+        self._max_waiting = max_waiting
+        self._budget = Budget(policy.budget, clock)
+        self._idle: asyncio.Future[None] | None = None
+        self.counters = Counters()
+        self.open: set[Ticket] = set()
+
+    # -- one logical request -------------------------------------------------------------------
+
+    async def run(
+        self, ticket: Ticket, request: Request, judge: Callable[[Result], T | Failure]
+    ) -> T:
+        """Return what `judge` makes of the final answer, or raise the worst attempt's error.
+
+        Cancelling gives a slot back or closes the connection; `ticket` then tells what may have
+        happened. The error carries the history; its key and tag are the ticket's.
+        """
+        self.open.add(ticket)
+        try:
+            outcome = await self._attempt(ticket, request, judge)
+            if isinstance(outcome, Failure):
+                outcome = await resend(
+                    outcome,
+                    lambda: self._attempt(ticket, request, judge),
+                    kind=ticket.kind,
+                    policy=self._policy,
+                    budget=self._budget,
+                    clock=self._clock,
+                    deadline=ticket.deadline,
+                    sleep=lambda seconds: self._pause(ticket, seconds),
+                    stopped=lambda: ticket.ended_by is not None,
+                    retrying=lambda failure, pause: self._retrying(ticket, failure, pause),
+                )
+        finally:
+            self.open.discard(ticket)
+            if not self.open and self._idle is not None and not self._idle.done():
+                self._idle.set_result(None)
+        if isinstance(outcome, Failure):
+            raise self._error(ticket, outcome)
+        return outcome
+
+    def _error(self, ticket: Ticket, last: Failure) -> FuseError:
+        error = (ticket.worst or last).error
+        error.attempts = tuple(ticket.attempts)
+        error.key = ticket.key
+        error.tag = ticket.tag
+        if error.retry_after is None:
+            error.retry_after = last.error.retry_after
+        return error.with_traceback(None)
+
+    async def _attempt(
+        self, ticket: Ticket, request: Request, judge: Callable[[Result], T | Failure]
+    ) -> T | Failure:
+        slot = None if ticket.ended_by is not None else self._limiter.try_acquire()
+        if slot is None:
+            got = await self._wait_for_slot(ticket)
+            if isinstance(got, Failure):
+                return ticket.note(got)
+            slot = got
+        sent_at = self._clock.now()
+        timeout = min(self._attempt_timeout, ticket.deadline - sent_at)
+        if timeout <= 0:
+            slot.give_back()
+            return ticket.note(_no_slot("deadline", "The deadline passed before the call was sent."))
+        number = len(ticket.attempts) + 1
+        self._count_request(ticket, number)
+        progress = ticket.progress = Progress()
+        try:
+            result = await self._transport.send(request, timeout, progress)
+        except BaseException:
+            slot.release() if progress.may_have_left else slot.give_back()
+            raise
+        finally:
+            self.counters.in_flight -= 1
+        if isinstance(result, NeverLeft):
+            slot.give_back()
+        else:
+            slot.release()
+        ticket.progress = None
+        seconds = self._clock.now() - sent_at
+        status = result.status if isinstance(result, Answer) else None
+        cause = str(status) if status is not None else getattr(result, "reason", "")
+        ticket.attempts.append(Attempt(number, cause, status, 0.0, seconds))
+        if status is not None and self._listeners:
+            self._listeners.emit(
+                CallAnswered(
+                    call_no=ticket.call_no,
+                    key=ticket.key,
+                    tag=ticket.tag,
+                    attempt=number,
+                    status=status,
+                    seconds=seconds,
+                )
+            )
+        outcome = judge(result)
+        self._tell_limiter(result, outcome)
+        if isinstance(outcome, Failure):
+            ticket.note(outcome)
+        return outcome
+
+    def _count_request(self, ticket: Ticket, number: int) -> None:
+        self.counters.requests += 1
+        self.counters.in_flight += 1
+        if number > 1:
+            self.counters.retries += 1
+        else:
+            self._budget.earn()
+        if self._listeners:
+            self._listeners.emit(
+                CallSent(
+                    call_no=ticket.call_no, key=ticket.key, tag=ticket.tag, attempt=number
+                )
+            )
+
+    def _tell_limiter(self, result: Result, outcome: Any) -> None:
+        if isinstance(result, Answer):
+            trouble = result.status >= 500 or result.status == 429
+            self._limiter.report(not trouble)
+            if result.status in (429, 503) and isinstance(outcome, Failure):
+                wait = outcome.retry_after
+                if wait is None and result.status == 429:
+                    wait = _PAUSE_AFTER_429
+                if wait:
+                    self._limiter.pause(min(wait, LONGEST_HINT))
+        elif isinstance(result, Lost) and result.reason == "timeout":
+            self._limiter.report(False)
+
+    # -- waiting -------------------------------------------------------------------------------
+
+    async def _wait_for_slot(self, ticket: Ticket) -> Slot | Failure:
+        if ticket.ended_by is not None:
+            return _ended(ticket.ended_by)
+        counters = self.counters
+        if counters.waiting >= self._max_waiting:
+            return _no_slot(
+                "backlog",
+                f"{counters.waiting} calls of this client wait already.",
+                "Hand it in again later; the guard's max_waiting sets the bound.",
+            )
+        if self._listeners:
+            self._listeners.emit(
+                CallWaiting(call_no=ticket.call_no, key=ticket.key, tag=ticket.tag)
+            )
+        slot: Slot | None = None
+        failure: Failure | None = None
+        since = self._clock.now()
+        counters.waiting += 1
+        wait = ticket.wait = Interruptible()
+        try:
+            with wait:
+                slot = await self._acquire(ticket)
+        except NotSent as error:
+            error.__traceback__ = None
+            failure = Failure(Cause.NO_SLOT, error)
+        except Exception as error:
+            failure = _no_slot("limiter", f"The limiter failed with {type(error).__name__}.")
+        finally:
+            ticket.wait = None
+            counters.waiting -= 1
+            waited = self._clock.now() - since
+            ticket.waited += waited
+            counters.waited_seconds += waited
+        if failure is not None:
+            return failure
+        if slot is not None and ticket.ended_by is None:
+            return slot
+        if slot is not None:
+            slot.give_back()
+        return _ended(ticket.ended_by or "closed")
+
+    async def _acquire(self, ticket: Ticket) -> Slot:
+        if ticket.next_slot:
+            acquire_next = getattr(self._limiter, "acquire_next", None)
+            if acquire_next is not None:
+                slot: Slot = await acquire_next(ticket.deadline)
+                return slot
+        return await self._limiter.acquire(
+            ticket.deadline, urgent=ticket.urgent or ticket.next_slot
+        )
+
+    async def _pause(self, ticket: Ticket, seconds: float) -> None:
+        wait = ticket.wait = Interruptible()
+        try:
+            with wait:
+                await self._clock.sleep(seconds)
+        finally:
+            ticket.wait = None
+
+    def _retrying(self, ticket: Ticket, failure: Failure, pause: float) -> None:
+        last = ticket.attempts[-1]
+        ticket.attempts[-1] = attrs.evolve(last, pause=pause)
+        if self._listeners:
+            self._listeners.emit(
+                CallRetried(
+                    call_no=ticket.call_no,
+                    key=ticket.key,
+                    tag=ticket.tag,
+                    attempt=last.number,
+                    cause=last.cause,
+                    pause=pause,
+                    time_left=ticket.deadline - self._clock.now() - pause,
+                )
+            )
+
+    # -- the end -------------------------------------------------------------------------------
+
+    async def idle(self, seconds: float) -> bool:
+        """Wait until no ticket is open, `seconds` at most; whether that came true."""
+        if not self.open:
+            return True
+        self._idle = asyncio.get_running_loop().create_future()
+        idle = self._idle
+
+        def time_is_up() -> None:
+            if not idle.done():
+                idle.set_result(None)
+
+        timer: Timer = self._clock.call_at(self._clock.now() + seconds, time_is_up)
+        try:
+            await asyncio.shield(idle)
+        finally:
+            timer.cancel()
+        return not self.open
+
+
+def _no_slot(reason: NotSentReason, message: str, hint: str = "") -> Failure:
+    return Failure(Cause.NO_SLOT, NotSent(message, reason=reason, hint=hint))
+
+
+def _ended(reason: NotSentReason) -> Failure:
+    return _no_slot(reason, *_ENDED_TEXTS[reason])

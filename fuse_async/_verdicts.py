@@ -1,0 +1,181 @@
+"""What one attempt came to: the thing asked for, or a `Failure` with the error that says so.
+
+Plain functions over a `Result`. Which failures are sent again is not decided here (`_retry`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import attrs
+
+from fuse_async._answers import answered_error, cancelled, error_text, excerpt, queued_id, retry_after
+from fuse_async._http import Answer, Lost, NeverLeft, Result
+from fuse_async._requests import status_url
+from fuse_async._retry import Cause, Failure, Kind
+from fuse_async.errors import FuseError, NoAnswer, NotSent, OutcomeUnknown, OutcomeUnknownReason
+from fuse_async.models import QueuedCall
+
+__all__ = ["Subject", "judge_cancel", "judge_queued", "judge_read"]
+
+T = TypeVar("T")
+
+_NOT_AGAIN = (
+    "Do not hand it in again before you know: look for it in the call logs, in its result"
+    " callback, or ask the person."
+)
+_FATES: dict[Kind, str | None] = {
+    "call": None,
+    "batch": None,
+    "read": "Reading places no call.",
+    "cancel": "No call was cancelled.",
+}
+_CANCEL_UNKNOWN = "The cancel MAY HAVE BEEN DONE."
+
+
+@attrs.frozen
+class Subject:
+    """What the answers are about. `hidden` gives the strings that no error may show; it is asked
+    for only when there is an error to write. `now` is the wall clock in Unix seconds."""
+
+    kind: Kind
+    base_url: str
+    retry_500: bool
+    hidden: Callable[[], tuple[str, ...]] = attrs.field(repr=False)
+    now: Callable[[], float] = attrs.field(repr=False)
+    key: str | None = None
+    tag: str | None = None
+
+
+def judge_queued(result: Result, subject: Subject) -> QueuedCall | Failure:
+    """A single call: queued with an id, or a failure."""
+    if isinstance(result, Answer) and 200 <= result.status < 300:
+        call_id = queued_id(result)
+        if call_id is not None:
+            return QueuedCall(
+                call_id=call_id,
+                status_url=status_url(subject.base_url, call_id),
+                via="queue",
+                id_match="answer",
+                key=subject.key,
+                tag=subject.tag,
+            )
+        return _unreadable(result, subject)
+    return _failure(result, subject)
+
+
+def judge_read(
+    result: Result, subject: Subject, read: Callable[[Answer], T | None]
+) -> T | Failure:
+    """A read: what `read` makes of a complete success, or a failure."""
+    if isinstance(result, Answer) and 200 <= result.status < 300:
+        value = read(result)
+        return _unreadable(result, subject) if value is None else value
+    return _failure(result, subject)
+
+
+def judge_cancel(result: Result, subject: Subject) -> bool | Failure:
+    """A cancel: True once Fuse said so."""
+    if isinstance(result, Answer) and 200 <= result.status < 300:
+        return cancelled(result) or _unreadable(result, subject)
+    return _failure(result, subject)
+
+
+def _failure(result: Result, subject: Subject) -> Failure:
+    if isinstance(result, NeverLeft):
+        return _never_left(result, subject)
+    if isinstance(result, Lost):
+        what = "took too long" if result.reason == "timeout" else "broke off"
+        return Failure(
+            Cause.LOST,
+            _no_usable_answer(f"The answer {what} ({result.detail}).", result.reason, subject),
+        )
+    return _answered(result, subject)
+
+
+def _never_left(result: NeverLeft, subject: Subject) -> Failure:
+    fate = _FATES[subject.kind]
+    if result.reason == "tls":
+        return Failure(
+            Cause.TLS,
+            NotSent(
+                f"The server's TLS certificate was not accepted, or the handshake failed"
+                f" ({result.detail}).",
+                reason="tls",
+                fate=fate,
+                hint="Check base_url's host name, the certificate, and this machine's list of"
+                " trusted authorities and its clock.",
+            ),
+        )
+    return Failure(
+        Cause.NEVER_LEFT,
+        NotSent(
+            f"No connection to Fuse ({result.detail}).",
+            reason="connect",
+            fate=fate,
+            hint="Check base_url and the network; it may be handed in again.",
+        ),
+    )
+
+
+def _answered(answer: Answer, subject: Subject) -> Failure:
+    status = answer.status
+    wait = retry_after(answer.headers, subject.now())
+    if status == 500:
+        cause = Cause.SERVER_ERROR
+    elif status == 503 and (wait is not None or error_text(answer) is not None):
+        cause = Cause.BUSY
+    elif status >= 500:
+        cause = Cause.GATEWAY
+    else:
+        cause = Cause.REFUSED
+    error: FuseError
+    if cause is Cause.GATEWAY:
+        error = _no_usable_answer(
+            f"Something in front of Fuse answered {status}, and may have passed the request on.",
+            "gateway",
+            subject,
+            answer,
+        )
+    elif cause is Cause.SERVER_ERROR and subject.kind == "call" and not subject.retry_500:
+        error = _no_usable_answer("Fuse answered 500.", "server", subject, answer)
+    else:
+        error = answered_error(
+            answer, subject.hidden(), wall_now=subject.now(), fate=_FATES[subject.kind]
+        )
+    return Failure(cause, error, status=status, retry_after=wait)
+
+
+def _unreadable(answer: Answer, subject: Subject) -> Failure:
+    reason: OutcomeUnknownReason = answer.broke or "unreadable"
+    said = error_text(answer)
+    if answer.broke:
+        message = f"Fuse answered {answer.status}, and the answer broke off."
+    elif said is not None:
+        message = f"Fuse answered {answer.status} together with an error."
+    else:
+        message = f"Fuse answered {answer.status} with something that cannot be read."
+    error = _no_usable_answer(message, reason, subject, answer)
+    return Failure(Cause.UNREADABLE, error, status=answer.status)
+
+
+def _no_usable_answer(
+    message: str, reason: OutcomeUnknownReason, subject: Subject, answer: Answer | None = None
+) -> FuseError:
+    body = "" if answer is None else excerpt(answer, subject.hidden())
+    if body:
+        message = f"{message} It begins: {body!r}."
+    if subject.kind == "read":
+        return NoAnswer(message, hint="It may be asked again.")
+    return OutcomeUnknown(
+        message,
+        reason=reason,
+        status=None if answer is None else answer.status,
+        body=body,
+        fate=_CANCEL_UNKNOWN if subject.kind == "cancel" else None,
+        hint="Look at the calls' states before you cancel again: calls queued in between would be"
+        " cancelled too."
+        if subject.kind == "cancel"
+        else _NOT_AGAIN,
+    )

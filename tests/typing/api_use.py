@@ -1,0 +1,223 @@
+"""Each public name, used as its users do. Nothing here is run: mypy --strict reads it."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+from collections.abc import Mapping
+from typing import Any, assert_type
+
+import aiohttp
+import tenacity
+
+from fuse_async import (
+    Answered,
+    Attempt,
+    BadRequest,
+    Call,
+    CallAnswered,
+    CallBatched,
+    CallDetails,
+    CallEnded,
+    CallEvent,
+    CallFields,
+    CallRetried,
+    CallSent,
+    CallWaiting,
+    CallWarned,
+    ClientStats,
+    ConfigurationError,
+    Deleted,
+    Deployment,
+    Event,
+    Forbidden,
+    FuseClient,
+    FuseError,
+    InvalidCall,
+    KeyConflict,
+    Limiter,
+    Listener,
+    LoggedCall,
+    MethodNotAllowed,
+    NoAnswer,
+    NotFound,
+    NotSent,
+    NumberRules,
+    OutcomeUnknown,
+    PhoneNumber,
+    Placed,
+    QueuedCall,
+    Refused,
+    RetryPolicy,
+    ServerError,
+    SingleCallGuard,
+    SingleCallLoop,
+    SingleCallLoopWarning,
+    SlidingWindowLimiter,
+    Slot,
+    StillPending,
+    TooManyRequests,
+    Unauthorized,
+    __version__,
+)
+from fuse_async.sandbox import Sandbox
+from fuse_async.testing import ManualClock
+
+
+async def two_lines(email: str, developer_key: str) -> None:
+    async with FuseClient(email, developer_key, deployment=(12, 34)) as fuse:
+        call = await fuse.queue_call(
+            "tel:+16175550101;ani=8005550199", metadata={"first_name": "Ana"}
+        )
+    assert_type(call, QueuedCall)
+    assert_type(call.call_id, int | None)
+    assert_type(call.status_url, str | None)
+    assert_type(call.key, str | None)
+    assert_type(call.replayed, bool)
+
+
+class Log:
+    """A listener, by shape."""
+
+    def on_event(self, event: Event) -> None:
+        match event:
+            case CallWaiting() | CallSent():
+                print(event.call_no, event.key, event.tag)
+            case CallRetried():
+                print(event.attempt, event.cause, event.pause, event.time_left)
+            case CallAnswered():
+                print(event.status, event.seconds)
+            case CallBatched():
+                print(event.batch_no, event.size)
+            case CallEnded():
+                print(event.outcome, event.attempts, event.call_id, event.error)
+            case CallWarned():
+                print(event.call_site)
+            case _:
+                print(event.name)
+
+
+class NoLimit:
+    """A limiter, by shape."""
+
+    class Free:
+        def release(self) -> None: ...
+
+        def give_back(self) -> None: ...
+
+    async def acquire(self, deadline: float, *, urgent: bool = False) -> Slot:
+        return self.Free()
+
+    def try_acquire(self) -> Slot | None:
+        return self.Free()
+
+    def pause(self, seconds: float) -> None: ...
+
+    def report(self, healthy: bool) -> None: ...
+
+
+async def every_option(session: aiohttp.ClientSession) -> None:
+    listener: Listener = Log()
+    limiter: Limiter = NoLimit()
+    limiter = SlidingWindowLimiter(5, per=1.0, max_in_flight=8)
+    fuse = FuseClient(
+        "ana@example.com",
+        "key",
+        deployment=Deployment(12, 34),
+        base_url="https://fuse.example.com",
+        limiter=limiter,
+        guard=SingleCallGuard(mode="off", warn_after=None, refuse_after=100, window=10.0),
+        retry=RetryPolicy(
+            attempts=4,
+            wait=tenacity.wait_exponential(max=20),
+            retry=tenacity.retry_never,
+            retry_500=False,
+            retry_batches=False,
+            budget=0.2,
+        ),
+        numbers=NumberRules(countries=frozenset({"US"}), premium=False, only=None),
+        timeout=60.0,
+        attempt_timeout=30.0,
+        accept="xml",
+        session=session,
+        listeners=[listener],
+    )
+    start = dt.datetime.now(dt.UTC)
+    call = Call(
+        PhoneNumber.parse("+16175550101"),
+        start_timestamp=start,
+        end_timestamp=start.timestamp() + 3600,
+        max_attempts=2,
+        reattempt_wait=60,
+        metadata={"name": "Ana", "tries": 1},
+        result_url="https://example.com/result",
+        is_pci=False,
+        key="order-1",
+        tag="spring",
+    )
+    fields: CallFields = {"max_attempts": 2, "reattempt_wait": 60}
+    queued = await asyncio.gather(
+        fuse.queue_call(call, deployment=(12, 34), timeout=10),
+        fuse.queue_call(6175550101, key="order-2", tag="spring", **fields),
+        fuse.queue_call(PhoneNumber.parse("+16175550101")),
+    )
+    assert_type(queued, tuple[QueuedCall, QueuedCall, QueuedCall])
+    details = await fuse.call_status(queued[0])
+    details = await fuse.call_status(7)
+    assert_type(details, CallDetails)
+    assert_type(details.is_final, bool)
+    events: tuple[CallEvent, ...] = tuple(details.events)
+    raw: Mapping[str, Any] = details.raw
+    print(events, raw)
+    await fuse.cancel_all_pending((12, 34), confirm="12/34")
+    assert_type(fuse.stats, ClientStats)
+    assert_type(fuse.stats.queued, int)
+    assert_type(fuse.stats.waited_seconds, float)
+    await fuse.aclose(drain=10.0)
+
+
+async def every_error(fuse: FuseClient) -> float | None:
+    try:
+        await fuse.queue_call("+16175550101")
+    except InvalidCall as error:
+        assert_type(error.field, str)
+        assert_type(error.kind, str)
+    except SingleCallLoop as error:
+        return error.retry_after
+    except NotSent as error:
+        assert error.reason in ("deadline", "limiter", "connect", "tls", "closed", "stopped")
+    except OutcomeUnknown as error:
+        assert error.placed is Placed.MAYBE
+    except (BadRequest, Unauthorized, Forbidden, NotFound, MethodNotAllowed, Deleted) as error:
+        assert_type(error.status, int)
+    except (TooManyRequests, ServerError) as error:
+        return error.retry_after
+    except Refused as error:
+        print(error.body)
+    except Answered as error:
+        print(error.message)
+    except (ConfigurationError, KeyConflict, NoAnswer) as error:
+        assert_type(error.hint, str)
+    except StillPending as error:
+        assert_type(error.details, CallDetails | None)
+    except FuseError as error:
+        assert_type(error.placed, Placed)
+        assert_type(error.retryable, bool)
+        assert_type(error.attempts, tuple[Attempt, ...])
+    warning: type[Warning] = SingleCallLoopWarning
+    print(warning)
+    return None
+
+
+def text(logged: LoggedCall) -> str:
+    return f"{__version__} {logged}"
+
+
+async def in_a_test() -> None:
+    clock = ManualClock()
+    async with Sandbox() as sandbox, sandbox.client(timeout=5.0) as fuse:
+        assert_type(fuse, FuseClient)
+        sandbox.fail("queue", status=500, times=2)
+        await fuse.queue_call("+16175550101")
+        assert len(sandbox.calls) == 1
+    await clock.advance(1.0)
