@@ -54,6 +54,8 @@ with zipfile.ZipFile(wheel_path) as wheel:
         set(metadata.get_all("Provides-Extra", [])),
         {"cli", "dev", "otel", "phone", "redis", "worker"},
     )
+    if metadata.get_payload() != Path("README.md").read_text("utf-8"):
+        problems.append("the long description is not the README")
 if "fuse_async/py.typed" not in source:
     problems.append("fuse_async/py.typed is missing")
 

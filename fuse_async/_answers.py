@@ -1,8 +1,7 @@
-"""What Fuse's answers say: ids, details, logs, errors. No I/O, and nothing here raises an answer.
+"""What Fuse's answers say: ids, details, logs, errors. No I/O; no bytes of a server make it raise.
 
-Each function takes the answer as it came and returns plain values, or None where the answer does
-not say it. None of them raises, whatever the server sent: an answer that cannot be read may still
-stand for a call that was placed, and the caller decides what that means.
+Each function takes the answer as it came and returns plain values, or None where it does not say.
+An answer that cannot be read may still stand for a call that was placed: the caller judges that.
 """
 
 from __future__ import annotations
@@ -372,8 +371,8 @@ _INSIDE_NUMBER = frozenset("+().-/\u2010\u2011\u2012\u2013\u2014\u2015")
 def _masked_start(text: str, hidden: tuple[str, ...], length: int) -> str:
     """Return the first `length` characters of what is left of `text` after masking.
 
-    Only the start is looked at, so that a megabyte of page costs no megabyte of matching. What
-    that cut would halve is left out: `mask` does not know half a number for a number.
+    Only the start is looked at, since a page may have a megabyte. What that cut would halve is
+    left out: `mask` does not know half a number for a number.
     """
     if len(text) > _WINDOW:
         text = text[: _safe_cut(text, hidden)] or MASK
@@ -384,10 +383,9 @@ def _safe_cut(text: str, hidden: tuple[str, ...]) -> int:
     cut = _WINDOW
     for _ in range(50):
         last = cut
-        for secret in hidden:
+        for secret in filter(None, hidden):
             start = text.find(secret, max(0, cut - len(secret) + 1), cut + len(secret) - 1)
-            if start != -1:
-                cut = start
+            cut = cut if start == -1 else start
         while cut and not (text[cut - 1].isspace() or text[cut - 1] in _ENDS_TOKEN):
             cut -= 1
         run = cut

@@ -87,7 +87,7 @@ _PREMIUM_EXCHANGE = "976"
 # country means trusting its tariffs. Ireland's 15xx is told from Dublin's 01 5 by its length.
 _premium_abroad = re.compile(
     "44(9|70|87)|49(900|137)|33(89|8[12])|61190|35315.{8}|39(89|144|166)|3480[367]|4190[016]"
-    "|43(90[01]|930)|3190[069]|3290|52900|55900|6490|4870|469(00|39|44)|81990"
+    "|43(90[01]|930)|3190[069]|3290|52900|55[59]00|6490|4870|469(00|39|44)|81990"
 ).match
 
 # Emergency and service codes. None is ever dialled, by whatever option.

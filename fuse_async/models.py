@@ -118,9 +118,8 @@ def _schedule(start: object, end: object) -> tuple[int | None, int | None] | Inv
         if isinstance(start, InvalidCall):
             return start
         if start < now - _PAST_TOLERANCE:
-            return _no(
-                "start_timestamp", "must not be past", "past", "Leave it out to call at once."
-            )
+            hint = "Leave it out to call at once."
+            return _no("start_timestamp", "must not be past", "past", hint)
     if end is not None:
         end = _seconds("end_timestamp", end)
         if isinstance(end, InvalidCall):
@@ -161,14 +160,11 @@ def _attempts(attempts: object, wait: object) -> tuple[int | None, int | None] |
 
 
 def _pci(value: object) -> bool | InvalidCall:
-    if isinstance(value, bool):
-        return value
-    number = whole(value)
-    if number is None:
-        return _no("is_pci", "must be a bool, or 0 or 1", "wrong_type")
-    if number not in (0, 1):
-        return _no("is_pci", "must be a bool, or 0 or 1", "out_of_range")
-    return number == 1
+    number = int(value) if isinstance(value, bool) else whole(value)
+    if number in (0, 1):
+        return number == 1
+    kind = "wrong_type" if number is None else "out_of_range"
+    return _no("is_pci", "must be a bool, or 0 or 1", kind)
 
 
 class _Json(str):
@@ -270,12 +266,6 @@ def _label(field: str, value: object) -> str | InvalidCall:
     return str(value)
 
 
-_Checked = tuple[
-    int | None, int | None, int | None, int | None, str | None, str | None, bool | None,
-    str | None, str | None,
-]  # fmt: skip
-
-
 def _check(
     start: object,
     end: object,
@@ -286,7 +276,7 @@ def _check(
     pci: object,
     key: object,
     tag: object,
-) -> _Checked | InvalidCall:
+) -> tuple[Any, ...] | InvalidCall:
     """Return all fields of a call but the number as they are kept, or the first problem."""
     parts: list[Any] = [
         _schedule(start, end),
@@ -428,7 +418,7 @@ class Call:
         del metadata, result_url, is_pci, key, tag, number
         raise problem
 
-    def _keep(self, number: PhoneNumber, rest: _Checked = (None,) * 9) -> None:
+    def _keep(self, number: PhoneNumber, rest: tuple[Any, ...] = (None,) * 9) -> None:
         """Store checked values: what `__attrs_init__` does, at a third of its cost."""
         draft: Any = self
         _set(self, "__class__", _Draft)

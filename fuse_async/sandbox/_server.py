@@ -11,6 +11,7 @@ import asyncio
 import socket
 import struct
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
@@ -24,6 +25,9 @@ from ._signal import Signal
 
 __all__ = ["Responder", "Server"]
 
+# A client that leaves at once can be gone before the task for its request begins, which then still
+# has to find its connection: seconds for which a lost one is kept.
+_LINGER = 10.0
 _RESET = struct.pack("ii", 1, 0)  # l_onoff, l_linger: close() sends RST and drops what is queued
 
 
@@ -78,10 +82,13 @@ class _Listener(web.Server):
         self._changed = changed
         self.known: dict[object, _Connection] = {}
         self.opened = 0
+        self._lost: deque[tuple[float, object]] = deque()
 
     def connection_made(self, handler: web.RequestHandler, transport: asyncio.Transport) -> None:
         super().connection_made(handler, transport)
         self.opened += 1
+        while self._lost and time.monotonic() - self._lost[0][0] > _LINGER:
+            del self.known[self._lost.popleft()[1]]
         self.known[handler] = _Connection(self.opened, transport)
         self._changed.notify()
 
@@ -89,8 +96,14 @@ class _Listener(web.Server):
         self, handler: web.RequestHandler, exc: BaseException | None = None
     ) -> None:
         super().connection_lost(handler, exc)
-        self.known.pop(handler).busy()
+        self.known[handler].busy()
+        self._lost.append((time.monotonic(), handler))
         self._changed.notify()
+
+    @property
+    def open(self) -> int:
+        """How many connections are open."""
+        return len(self.known) - len(self._lost)
 
 
 class _Raw(web.StreamResponse):
@@ -164,7 +177,7 @@ class Server:
     @property
     def connections(self) -> int:
         """How many TCP connections are open."""
-        return 0 if self._listener is None else len(self._listener.known)
+        return 0 if self._listener is None else self._listener.open
 
     @property
     def opened(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import shutil
 import subprocess
 import sys
@@ -86,6 +87,18 @@ def test_what_is_allowed_breaks_nothing(
     plant(package, module, code)
     done = lint(package, contract)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_sandbox_takes_nothing_but_the_client_through_the_front_door() -> None:
+    """The contract leaves the public package open, where values and formats could be had too."""
+    taken = {
+        name.name
+        for path in (Path(fuse_async.__file__).parent / "sandbox").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module == "fuse_async"
+        for name in node.names
+    }
+    assert taken == {"FuseClient"}
 
 
 def test_every_contract_is_shown_to_break() -> None:

@@ -76,8 +76,13 @@ class Blocks:
         folder.mkdir()
         (folder / "test_block.py").write_text(source, "utf-8")
         (folder / "pytest.ini").write_text("[pytest]\nasyncio_mode = auto\n", "utf-8")
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:randomly"]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=50)
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", "-p", "no:randomly", "-p", "no:cacheprovider"],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=50,
+        )
         assert done.returncode == 0, f"{example.path}:{example.line}\n{done.stdout}{done.stderr}"
         self.ran.tested += 1
 
@@ -149,6 +154,13 @@ def test_readme_code_runs(run_document: Any) -> None:
 
 def test_readme_has_no_code_that_nobody_runs() -> None:
     assert labels(README.read_text("utf-8")) <= LANGUAGES
+
+
+def test_readme_tells_how_to_test() -> None:
+    """.ci/run runs the same two, so what a reader types is what was tested."""
+    text = README.read_text("utf-8")
+    assert "pip install -e '.[dev]'" in text
+    assert "python -m pytest" in text
 
 
 # -- the runner itself, on documents of its own --

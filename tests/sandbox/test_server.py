@@ -162,3 +162,22 @@ async def test_faults_that_never_came_are_still_there_after_the_end() -> None:
         sandbox.hold()
         sandbox.drop("cancel").remove()
     assert [type(fault).__name__ for fault in sandbox.unused_faults] == ["Spoiler", "Hold"]
+
+
+async def test_a_request_whose_client_leaves_at_once_is_seen_and_taken(
+    sandbox: Sandbox, basic: str
+) -> None:
+    """What was sent was sent: a real server does not forget it because nobody waits."""
+    port = int(sandbox.url.rpartition(":")[2])
+    body = b"phone_number=16175550101"
+    head = (
+        f"POST /api/apps/12/34/queue HTTP/1.1\r\nHost: x\r\nAuthorization: {basic}\r\n"
+        f"Content-Type: application/x-www-form-urlencoded\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    for _ in range(50):
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(head.encode() + body)
+        writer.close()
+    async with asyncio.timeout(10):
+        await sandbox.until(lambda: len(sandbox.calls) == 50)
+    assert len(sandbox.requests) == 50

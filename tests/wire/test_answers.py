@@ -314,6 +314,17 @@ def test_retry_after(headers: dict[str, str], seconds: float | None) -> None:
     assert retry_after(headers, NOW) == seconds
 
 
+@pytest.mark.skipif(not hasattr(time, "tzset"), reason="the time zone cannot be set here")
+def test_date_without_a_zone_is_utc_wherever_we_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "America/Bogota")
+    time.tzset()
+    try:
+        assert retry_after({"retry-after": "Tue Nov 14 22:14:20 2023"}, NOW) == 59.75
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
 @given(st.datetimes(datetime(1970, 1, 2), datetime(2199, 1, 1)))  # noqa: DTZ001
 def test_retry_after_reads_any_http_date(naive: datetime) -> None:
     date = naive.replace(tzinfo=UTC, microsecond=0)
@@ -454,6 +465,7 @@ def test_events_that_are_none(events: object) -> None:
         pytest.param('{"call_details":{"status":""}}', id="empty state"),
         pytest.param('{"call_details":{"status":null}}', id="null state"),
         pytest.param('{"status":"ok","call_details":{"attempts":1}}', id="state outside only"),
+        pytest.param('{"status":"ok","result":{"call_details":{}}}', id="state further outside"),
         pytest.param('{"status":["queued"]}', id="state in a list"),
         pytest.param('{"status":500,"error":"x"}', id="http status"),
         pytest.param('{"status":"404","message":"x"}', id="http status as text"),

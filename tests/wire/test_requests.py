@@ -192,8 +192,12 @@ def test_request_shows_no_number_in_its_repr() -> None:
 
 CALL = Call(
     "tel:+16175550101;ani=8005550199;postd=12345",
-    metadata={"name": "Zoë O'Néil", "nested": {"list": ['a/b "c"', 987654, True, None]}, "x": "no"},
-    result_url="https://user:p%40ss@example.invalid/cb/SECRET?t=TOKEN%2B1&n=12#FRAG",
+    metadata={
+        "name": "Zoë O'Néil",
+        "nested": {"list": ['Qa/Qb "Qc"', 987654, True, None]},
+        "x": "no",
+    },
+    result_url="https://user:p%40ss@example.invalid/cb/SECRET?t=TOKEN%2B1&n=12&s=SPACED+OUT#FRAG",
 )
 
 
@@ -211,10 +215,10 @@ CALL = Call(
         "SECRET",
         "TOKEN%2B1",
         "TOKEN+1",
-        "t=TOKEN%2B1&n=12",
-        "t=TOKEN%2B1&amp;n=12",
+        "t=TOKEN%2B1&n=12&s=SPACED+OUT",
+        "t=TOKEN%2B1&amp;n=12&amp;s=SPACED+OUT",
         "FRAG",
-        r"https:\/\/user:p%40ss@example.invalid\/cb\/SECRET?t=TOKEN%2B1&n=12#FRAG",
+        r"https:\/\/user:p%40ss@example.invalid\/cb\/SECRET?t=TOKEN%2B1&n=12&s=SPACED+OUT#FRAG",
         "https%3A%2F%2Fuser%3Ap%2540ss%40example.invalid%2Fcb%2FSECRET",
         "Zoë O'Néil",
         r"Zo\u00eb O'N\u00e9il",
@@ -223,15 +227,18 @@ CALL = Call(
         "Zoë O&#x27;Néil",
         "Zo%C3%AB+O%27N%C3%A9il",
         "Zo%C3%AB%20O%27N%C3%A9il",
-        'a/b "c"',
-        r"a\/b \"c\"",
-        "a/b &quot;c&quot;",
+        'Qa/Qb "Qc"',
+        r"Qa\/Qb \"Qc\"",
+        "Qa/Qb &quot;Qc&quot;",
+        "SPACED+OUT",
+        "SPACED OUT",
         "987654",
     ],
 )
 def test_echo_of_the_call_is_masked(echo: str) -> None:
     shown = mask(f"bad value <{echo}> given", hidden_strings(CALL))
-    for secret in ("617", "800555", "1234", "p%40", "p@ss", "SECRET", "TOKEN", "FRAG", "N", "987"):
+    digits = ("617", "800555", "1234", "987")
+    for secret in (*digits, "p%40", "p@ss", "SECRET", "TOKEN", "SPACED", "FRAG", "N", "Q"):
         assert secret not in shown
     assert shown.startswith("bad value <")
     assert shown.endswith("> given")
