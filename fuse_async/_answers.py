@@ -57,13 +57,13 @@ __all__ = [
 ]
 
 
-def _text_of(answer: Answer) -> str | None:
+def text_of(answer: Answer) -> str | None:
     headers = answer.headers
     return read_text(answer.body, headers.get("content-type"), headers.get("content-encoding"))
 
 
-def _value_of(answer: Answer) -> object | None:
-    return read_value(_text_of(answer))
+def value_of(answer: Answer) -> object | None:
+    return read_value(text_of(answer))
 
 
 def _ok(answer: Answer) -> bool:
@@ -97,7 +97,7 @@ def queued_id(answer: Answer) -> int | None:
     """
     if not _ok(answer):
         return None
-    value = _value_of(answer)
+    value = value_of(answer)
     for level in levels(value, "result", "call_details"):
         call_id = _id(level.get("call_id"))
         if call_id is not None:
@@ -118,7 +118,7 @@ def cancelled(answer: Answer) -> bool:
     """
     if not _ok(answer):
         return False
-    text = (_text_of(answer) or "").lstrip()
+    text = (text_of(answer) or "").lstrip()
     value = read_value(text)
     is_page = text.startswith("<") and (not isinstance(value, dict) or "html" in value)
     return not is_page and _error_in(value) is None
@@ -142,7 +142,7 @@ def _state(fields: dict[str, Any]) -> str | None:
 
 def call_details(answer: Answer, call_id: int | None) -> CallDetails | None:
     """Return the state of call `call_id` from a 2xx to a status request, or None."""
-    return details_from(_value_of(answer), call_id) if _ok(answer) else None
+    return details_from(value_of(answer), call_id) if _ok(answer) else None
 
 
 def details_from(value: object, call_id: int | None = None) -> CallDetails | None:
@@ -193,7 +193,7 @@ def logged_calls(answer: Answer) -> tuple[list[LoggedCall], int | None] | None:
     """
     if not _ok(answer):
         return None
-    value = _value_of(answer)
+    value = value_of(answer)
     page = next((level for level in levels(value, "result") if "calls" in level), None)
     if page is None or _error_in(value) is not None:
         return None
@@ -258,7 +258,7 @@ def error_text(answer: Answer) -> str | None:
     any other form, is taken as written by something in front of Fuse. **Not masked**: the text
     may repeat a number or a URL of the call.
     """
-    return _error_in(_value_of(answer))
+    return _error_in(value_of(answer))
 
 
 def _error_in(value: object) -> str | None:
@@ -358,7 +358,7 @@ def answered_error(
 
 def excerpt(answer: Answer, hidden: Iterable[str]) -> str:
     """Return the first 200 characters of an answer for people: one line, masked before the cut."""
-    return _masked_start(_text_of(answer) or "", tuple(hidden), _EXCERPT_LENGTH)
+    return _masked_start(text_of(answer) or "", tuple(hidden), _EXCERPT_LENGTH)
 
 
 # -- the start of a text, masked --

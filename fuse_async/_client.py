@@ -142,7 +142,6 @@ class FuseClient:
         _check_seconds("attempt_timeout", attempt_timeout)
         self._accept: Literal["json", "xml"] = accept
         self._timeout = timeout
-        self._attempt_timeout = attempt_timeout
         self._guard = guard
         self._retry = retry
         self._clock = clock
@@ -419,7 +418,7 @@ class FuseClient:
             for ticket in list(runner.open):
                 ticket.end("closed")
             if runner.open:
-                await runner.idle(self._attempt_timeout + 1.0)
+                await runner.idle(runner.longest_left() + 1.0)
         finally:
             for ticket in list(runner.open):
                 ticket.end("closed")

@@ -32,7 +32,7 @@ __all__ = [
 Accept = Literal["json", "xml"]
 
 # Exactly one type: Fuse answers a list of types, or any other type, as JSON whatever it says.
-_ACCEPT = {"json": "application/json", "xml": "application/xml"}
+ACCEPT = {"json": "application/json", "xml": "application/xml"}
 
 _PART = b'Content-Disposition: form-data; name="%s"\r\n\r\n'
 _PHONE_NUMBER = _PART % b"phone_number"
@@ -67,17 +67,17 @@ def queue_request(call: Call, deployment: Deployment, accept: Accept) -> Request
         parts.append(_RESULT_URL + call.result_url.encode())
     if call.is_pci is not None:
         parts.append(_PCI + (b"1" if call.is_pci else b"0"))
-    boundary, body = _multipart(parts)
+    boundary, body = multipart(parts)
     return Request(
         "POST",
         f"/api/apps/{deployment.application_id}/{deployment.deployment_id}/queue",
-        _ACCEPT[accept],
+        ACCEPT[accept],
         body,
         f"multipart/form-data; boundary={boundary}",
     )
 
 
-def _multipart(parts: list[bytes]) -> tuple[str, bytes]:
+def multipart(parts: list[bytes]) -> tuple[str, bytes]:
     while True:
         # A random boundary cannot be foreseen by whoever chose the values; that it is not in
         # them is checked all the same, since a part that ends early would be another call.
@@ -90,7 +90,7 @@ def _multipart(parts: list[bytes]) -> tuple[str, bytes]:
 
 def status_request(call_id: int, accept: Accept) -> Request:
     """Return the request for one call's state: ``GET /api/outbound/{call_id}`` (documented)."""
-    return Request("GET", f"/api/outbound/{call_id}", _ACCEPT[accept])
+    return Request("GET", f"/api/outbound/{call_id}", ACCEPT[accept])
 
 
 def cancel_request(deployment: Deployment, accept: Accept) -> Request:
@@ -102,7 +102,7 @@ def cancel_request(deployment: Deployment, accept: Accept) -> Request:
     return Request(
         "DELETE",
         f"/api/apps/{deployment.application_id}/{deployment.deployment_id}/cancel",
-        _ACCEPT[accept],
+        ACCEPT[accept],
     )
 
 
@@ -123,7 +123,7 @@ def logs_request(
     asked = {"number": number, "limit": limit, "offset": offset}
     query = urlencode({name: value for name, value in asked.items() if value is not None})
     path = f"/api/calls/{start}/{end}" + (f"?{query}" if query else "")
-    return Request("GET", path, _ACCEPT[accept], answer_limit=4 * MIB)
+    return Request("GET", path, ACCEPT[accept], answer_limit=4 * MIB)
 
 
 def status_url(base_url: str, call_id: int) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import attrs
 
@@ -27,7 +27,15 @@ from fuse_async._retry import (
     resend,
 )
 from fuse_async._transport import Progress, Transport
-from fuse_async.errors import Attempt, FuseError, NotSent, NotSentReason, Placed
+from fuse_async.errors import (
+    Attempt,
+    FuseError,
+    NoAnswer,
+    NotSent,
+    NotSentReason,
+    OutcomeUnknown,
+    Placed,
+)
 
 __all__ = ["Counters", "Runner", "Ticket"]
 
@@ -43,6 +51,13 @@ _ENDED_TEXTS: dict[str, tuple[str, str]] = {
     ),
     "stopped": ("cancel_all_pending stopped the call before it was sent.", ""),
 }
+
+
+class Wait(Protocol):
+    """Something a ticket waits in, and can be called out of."""
+
+    def interrupt(self) -> None:
+        """End the wait."""
 
 
 @attrs.define(eq=False)
@@ -65,6 +80,7 @@ class Ticket:
     """One logical request on its way: who, until when, and what happened so far.
 
     `place` is the deployment as a plain pair. `next_slot`: takes the next slot before all others.
+    `wait` is what holds it up, while something does. `attempt_timeout` replaces the runner's.
     `worst` is the worst failure so far: no answer, over answered, over never left.
     """
 
@@ -81,8 +97,9 @@ class Ticket:
     attempts: list[Attempt] = attrs.field(factory=list)
     worst: Failure | None = None
     progress: Progress | None = None
-    wait: Interruptible | None = None
+    wait: Wait | None = None
     ended_by: NotSentReason | None = None
+    attempt_timeout: float | None = None
 
     def end(self, reason: NotSentReason) -> None:
         """See that nothing more is sent; ends a wait or a pause at once."""
@@ -90,6 +107,10 @@ class Ticket:
             self.ended_by = reason
         if self.wait is not None:
             self.wait.interrupt()
+
+    def time_left(self, now: float, attempt_timeout: float) -> float:
+        """The most seconds an attempt that starts at `now` may take."""
+        return min(self.attempt_timeout or attempt_timeout, self.deadline - now)
 
     def note(self, failure: Failure) -> Failure:
         """Keep `failure` if nothing worse came before."""
@@ -102,27 +123,18 @@ class Ticket:
         """What became of the call if it is given up right now: None where Fuse refused it."""
         if self.progress is not None and self.progress.may_have_left:
             return Placed.MAYBE
-        if self.worst is not None and self.worst.status is not None:
-            return self.worst.error.placed if _rank(self.worst) == _UNKNOWN else None
-        return Placed.NO
+        if self.worst is None or _rank(self.worst) == _NEVER_LEFT:
+            return Placed.NO
+        return Placed.MAYBE if _rank(self.worst) == _UNKNOWN else None
 
 
 _NEVER_LEFT, _ANSWERED, _UNKNOWN = 1, 2, 3
-_RANKS = {
-    Cause.NO_SLOT: _NEVER_LEFT,
-    Cause.NEVER_LEFT: _NEVER_LEFT,
-    Cause.TLS: _NEVER_LEFT,
-    Cause.SERVER_ERROR: _ANSWERED,
-    Cause.BUSY: _ANSWERED,
-    Cause.REFUSED: _ANSWERED,
-    Cause.GATEWAY: _UNKNOWN,
-    Cause.LOST: _UNKNOWN,
-    Cause.UNREADABLE: _UNKNOWN,
-}
 
 
 def _rank(failure: Failure) -> int:
-    return _RANKS[failure.cause]
+    if isinstance(failure.error, (OutcomeUnknown, NoAnswer)):
+        return _UNKNOWN
+    return _NEVER_LEFT if isinstance(failure.error, NotSent) else _ANSWERED
 
 
 class Runner:
@@ -167,16 +179,20 @@ class Runner:
     # -- one logical request -------------------------------------------------------------------
 
     async def run(
-        self, ticket: Ticket, request: Request, judge: Callable[[Result], T | Failure]
+        self,
+        ticket: Ticket,
+        request: Request,
+        judge: Callable[[Result], T | Failure],
+        slot: Slot | None = None,
     ) -> T:
         """Return what `judge` makes of the final answer, or raise the worst attempt's error.
 
-        Cancelling gives a slot back or closes the connection; `ticket` then tells what may have
+        `slot` is one that the first attempt may use. Cancelling gives a slot back or closes the connection; `ticket` then tells what may have
         happened. The error carries the history; its key and tag are the ticket's.
         """
         self.open.add(ticket)
         try:
-            outcome = await self._attempt(ticket, request, judge)
+            outcome = await self._attempt(ticket, request, judge, slot)
             if isinstance(outcome, Failure):
                 outcome = await resend(
                     outcome,
@@ -191,12 +207,16 @@ class Runner:
                     retrying=lambda failure, pause: self._retrying(ticket, failure, pause),
                 )
         finally:
-            self.open.discard(ticket)
-            if not self.open and self._idle is not None and not self._idle.done():
-                self._idle.set_result(None)
+            self.close(ticket)
         if isinstance(outcome, Failure):
             raise self._error(ticket, outcome)
         return outcome
+
+    def close(self, ticket: Ticket) -> None:
+        """Take a ticket off the list of open ones."""
+        self.open.discard(ticket)
+        if not self.open and self._idle is not None and not self._idle.done():
+            self._idle.set_result(None)
 
     def _error(self, ticket: Ticket, last: Failure) -> FuseError:
         error = (ticket.worst or last).error
@@ -208,16 +228,21 @@ class Runner:
         return error.with_traceback(None)
 
     async def _attempt(
-        self, ticket: Ticket, request: Request, judge: Callable[[Result], T | Failure]
+        self,
+        ticket: Ticket,
+        request: Request,
+        judge: Callable[[Result], T | Failure],
+        slot: Slot | None = None,
     ) -> T | Failure:
-        slot = None if ticket.ended_by is not None else self._limiter.try_acquire()
+        if slot is None and ticket.ended_by is None:
+            slot = self._limiter.try_acquire()
         if slot is None:
             got = await self._wait_for_slot(ticket)
             if isinstance(got, Failure):
                 return ticket.note(got)
             slot = got
         sent_at = self._clock.now()
-        timeout = min(self._attempt_timeout, ticket.deadline - sent_at)
+        timeout = ticket.time_left(sent_at, self._attempt_timeout)
         if timeout <= 0:
             slot.give_back()
             return ticket.note(_no_slot("deadline", "The deadline passed before the call was sent."))
@@ -362,6 +387,12 @@ class Runner:
             )
 
     # -- the end -------------------------------------------------------------------------------
+
+    def longest_left(self) -> float:
+        """The most seconds that anything in flight may still take."""
+        now = self._clock.now()
+        left = (ticket.time_left(now, self._attempt_timeout) for ticket in self.open)
+        return max(0.0, *left, 0.0)
 
     async def idle(self, seconds: float) -> bool:
         """Wait until no ticket is open, `seconds` at most; whether that came true."""

@@ -11,6 +11,7 @@ to be made a second time for the same attempt, which stops that with public API.
 from __future__ import annotations
 
 import asyncio
+import io
 import urllib.request
 from contextvars import ContextVar
 from typing import Any, Literal
@@ -19,7 +20,7 @@ import aiohttp
 import attrs
 from yarl import URL
 
-from fuse_async._http import Answer, Lost, NeverLeft, Request, Result
+from fuse_async._http import MIB, Answer, Lost, NeverLeft, Request, Result
 from fuse_async._secret import Secret
 from fuse_async.errors import ConfigurationError, mask
 
@@ -185,7 +186,10 @@ class Transport:
         response = await self._session.request(
             request.method,
             URL(self._base_url + request.path, encoded=True),
-            data=request.body,
+            # aiohttp warns of large bodies as raw bytes: it would write them in one go.
+            data=io.BytesIO(request.body)
+            if request.body is not None and len(request.body) > MIB
+            else request.body,
             headers=headers,
             allow_redirects=False,
             proxy=self._proxy,

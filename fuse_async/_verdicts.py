@@ -5,33 +5,51 @@ Plain functions over a `Result`. Which failures are sent again is not decided he
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import attrs
 
 from fuse_async._answers import answered_error, cancelled, error_text, excerpt, queued_id, retry_after
+from fuse_async._bulk_answers import RowAnswer, rows_answered
 from fuse_async._http import Answer, Lost, NeverLeft, Result
 from fuse_async._requests import status_url
 from fuse_async._retry import Cause, Failure, Kind
 from fuse_async.errors import FuseError, NoAnswer, NotSent, OutcomeUnknown, OutcomeUnknownReason
 from fuse_async.models import QueuedCall
 
-__all__ = ["Subject", "judge_cancel", "judge_queued", "judge_read"]
+__all__ = ["Subject", "judge_batch", "judge_cancel", "judge_queued", "judge_read"]
 
 T = TypeVar("T")
 
 _NOT_AGAIN = (
-    "Do not hand it in again before you know: look for it in the call logs, in its result"
-    " callback, or ask the person."
+    "Do not hand it in again before you know: look for it in the call logs, or wait for its"
+    " result callback."
+)
+_NOT_AGAIN_LIST = (
+    "Do not hand them in again before you know: look for them in the call logs, or wait for their"
+    " result callbacks."
 )
 _FATES: dict[Kind, str | None] = {
     "call": None,
-    "batch": None,
+    "batch": "None of its calls was placed.",
     "read": "Reading places no call.",
     "cancel": "No call was cancelled.",
 }
-_CANCEL_UNKNOWN = "The cancel MAY HAVE BEEN DONE."
+_UNKNOWN_WORDS: dict[Kind, tuple[str | None, str]] = {
+    "call": (None, _NOT_AGAIN),
+    "read": (None, ""),
+    "batch": ("Each of its calls MAY HAVE BEEN PLACED.", _NOT_AGAIN_LIST),
+    "cancel": (
+        "The cancel MAY HAVE BEEN DONE.",
+        "Look at the calls' states before you cancel again: calls queued in between would be"
+        " cancelled too.",
+    ),
+}
+
+# Answers that speak of the request as a whole, before any row was looked at. After any other
+# error, a 400 included, a bad row may have stopped the server half-way through the list.
+_LIST_REFUSED = frozenset({401, 403, 404, 405, 409, 415, 429}) | frozenset(range(300, 400))
 
 
 @attrs.frozen
@@ -63,6 +81,28 @@ def judge_queued(result: Result, subject: Subject) -> QueuedCall | Failure:
             )
         return _unreadable(result, subject)
     return _failure(result, subject)
+
+
+def judge_batch(
+    result: Result, subject: Subject, digits: Sequence[str]
+) -> list[RowAnswer] | Failure:
+    """A list: what is known of each row, or a failure of the whole."""
+    if not isinstance(result, Answer):
+        return _failure(result, subject)
+    if 200 <= result.status < 300:
+        rows = rows_answered(result, digits)
+        return _unreadable(result, subject) if rows is None else rows
+    failure = _answered(result, subject)
+    if result.status in _LIST_REFUSED or isinstance(failure.error, OutcomeUnknown):
+        return failure
+    error = _no_usable_answer(
+        f"Fuse answered {result.status} to the list, perhaps half-way through it.",
+        "server",
+        subject,
+        result,
+    )
+    error.retry_after = failure.error.retry_after
+    return attrs.evolve(failure, error=error)
 
 
 def judge_read(
@@ -168,14 +208,12 @@ def _no_usable_answer(
         message = f"{message} It begins: {body!r}."
     if subject.kind == "read":
         return NoAnswer(message, hint="It may be asked again.")
+    fate, hint = _UNKNOWN_WORDS[subject.kind]
     return OutcomeUnknown(
         message,
         reason=reason,
         status=None if answer is None else answer.status,
         body=body,
-        fate=_CANCEL_UNKNOWN if subject.kind == "cancel" else None,
-        hint="Look at the calls' states before you cancel again: calls queued in between would be"
-        " cancelled too."
-        if subject.kind == "cancel"
-        else _NOT_AGAIN,
+        fate=fate,
+        hint=hint,
     )

@@ -27,6 +27,8 @@ __all__ = [
     "Forbidden",
     "FuseError",
     "InvalidCall",
+    "InvalidCalls",
+    "InvalidContacts",
     "KeyConflict",
     "MethodNotAllowed",
     "NoAnswer",
@@ -185,6 +187,51 @@ class InvalidCall(FuseError, ValueError):
         self.kind = kind
         self.row = row
         self.line = line
+
+
+_SHOWN = 5  # of a long list, in a text for people; the attributes hold all
+
+
+class InvalidCalls(FuseError, ValueError):
+    """Some calls of a list are wrong, so none of the list was sent.
+
+    `errors` holds one `InvalidCall` for each bad row, in input order, with its `row` or `line`.
+    """
+
+    def __init__(self, errors: Iterable[InvalidCall], *, hint: str = "", **common: Any) -> None:
+        found = tuple(errors)
+        shown = "; ".join(error.problem for error in found[:_SHOWN])
+        more = f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+        many = "1 call is wrong" if len(found) == 1 else f"{len(found)} calls are wrong"
+        super().__init__(f"{many}: {shown}{more}.", hint=hint, **common)
+        self.errors = found
+
+
+class InvalidContacts(FuseError, ValueError):
+    """A contact file that cannot be read as one, so that no row of it may be trusted.
+
+    `kind` is a word for programs (``"undecodable"``, ``"no_number_column"``, ``"unclosed_quote"``
+    …), `line` the physical line (from 1), where there is one. `columns` are the column names that
+    were seen, masked; where the first line holds data instead, only as many masks.
+    """
+
+    _fate = "Reading a file places no call."
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        kind: str,
+        line: int | None = None,
+        columns: Iterable[str] = (),
+        hint: str = "",
+        **common: Any,
+    ) -> None:
+        place = f"line {line}: " if line is not None else ""
+        super().__init__(f"{place}{message}", hint=hint, **common)
+        self.kind = kind
+        self.line = line
+        self.columns = tuple(mask(name) for name in columns)
 
 
 class SingleCallLoopWarning(UserWarning):
