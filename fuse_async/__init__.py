@@ -6,6 +6,7 @@
         call = await fuse.queue_call("tel:+16175550101;ani=8005550199")
 """
 
+from fuse_async._batches import BatchStream
 from fuse_async._client import FuseClient
 from fuse_async._events import (
     CallAnswered,
@@ -21,6 +22,7 @@ from fuse_async._events import (
 from fuse_async._guard import SingleCallGuard
 from fuse_async._limiter import Limiter, SlidingWindowLimiter, Slot
 from fuse_async._phone import NumberRules, PhoneNumber
+from fuse_async._results import BatchReceipt, BatchResult, RowOutcome
 from fuse_async._retry import RetryPolicy
 from fuse_async._version import __version__
 from fuse_async.errors import (
@@ -32,6 +34,8 @@ from fuse_async.errors import (
     Forbidden,
     FuseError,
     InvalidCall,
+    InvalidCalls,
+    InvalidContacts,
     KeyConflict,
     MethodNotAllowed,
     NoAnswer,
@@ -62,6 +66,9 @@ __all__ = [
     "Answered",
     "Attempt",
     "BadRequest",
+    "BatchReceipt",
+    "BatchResult",
+    "BatchStream",
     "Call",
     "CallAnswered",
     "CallBatched",
@@ -82,6 +89,8 @@ __all__ = [
     "FuseClient",
     "FuseError",
     "InvalidCall",
+    "InvalidCalls",
+    "InvalidContacts",
     "KeyConflict",
     "Limiter",
     "Listener",
@@ -97,6 +106,7 @@ __all__ = [
     "QueuedCall",
     "Refused",
     "RetryPolicy",
+    "RowOutcome",
     "ServerError",
     "SingleCallGuard",
     "SingleCallLoop",

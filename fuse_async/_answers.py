@@ -54,15 +54,19 @@ __all__ = [
     "logged_calls",
     "queued_id",
     "retry_after",
+    "text_of",
+    "value_of",
 ]
 
 
 def text_of(answer: Answer) -> str | None:
+    """Return an answer's body as text, None where it cannot be decoded."""
     headers = answer.headers
     return read_text(answer.body, headers.get("content-type"), headers.get("content-encoding"))
 
 
 def value_of(answer: Answer) -> object | None:
+    """Return what an answer's body says as JSON or XML, None where it is neither."""
     return read_value(text_of(answer))
 
 

@@ -9,9 +9,10 @@ CRLF, every cell quoted and quotes doubled, the same number of cells in each row
 
 from __future__ import annotations
 
+import json
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -28,6 +29,7 @@ __all__ = [
     "cell_text",
     "name_problem",
     "row_line",
+    "text_metadata",
 ]
 
 # Names that are fields of a call, here or at Fuse. As a variable, each would look as if it did what
@@ -113,6 +115,14 @@ def cell_text(value: object) -> str:
             raise CellProblem("must be a finite number")
         return repr(float(value))
     raise CellProblem("must be text, a number, a bool or None: a list of calls has no nested values")
+
+
+def text_metadata(variables: Mapping[str, object]) -> str:
+    """Return variables as the JSON in which a single call carries them as a list would: as text.
+
+    Raises `CellProblem` where a list cannot carry one.
+    """
+    return json.dumps({name: cell_text(value) for name, value in variables.items()})
 
 
 def name_problem(name: object) -> str | None:

@@ -1,42 +1,35 @@
-"""The client: the order of the steps, and who owns what."""
+"""The client that users hold: what can be asked of it, and what each asking means."""
 
 from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Coroutine, Iterable
+from collections.abc import AsyncIterable, Coroutine, Iterable, Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Self, Unpack
 
 import attrs
 
 from fuse_async._account import account_of
 from fuse_async._answers import call_details
-from fuse_async._clock import SYSTEM_CLOCK, Clock, wall
-from fuse_async._events import CallEnded, CallWarned, Listener, Listeners, Outcome
+from fuse_async._batches import BatchStream
+from fuse_async._clock import SYSTEM_CLOCK, Clock
+from fuse_async._engine import Engine, check_seconds
+from fuse_async._events import Listener, Listeners
 from fuse_async._guard import CallSite, SingleCallGuard, caller
-from fuse_async._home import Home
 from fuse_async._limiter import Limiter
+from fuse_async._lists import MAX_BYTES, MAX_ROWS, Lists
 from fuse_async._phone import NumberRules, PhoneNumber
-from fuse_async._requests import cancel_request, hidden_strings, queue_request, status_request
-from fuse_async._retry import Kind, RetryPolicy
-from fuse_async._runner import Runner, Ticket
-from fuse_async._settings import Settings, read_settings
+from fuse_async._requests import cancel_request, status_request
+from fuse_async._results import BatchResult
+from fuse_async._retry import RetryPolicy
+from fuse_async._rows import SharedFields
+from fuse_async._settings import read_settings
+from fuse_async._singles import Singles
 from fuse_async._transport import Transport
-from fuse_async._verdicts import Subject, judge_cancel, judge_queued, judge_read
+from fuse_async._verdicts import judge_cancel, judge_read
 from fuse_async._version import __version__
-from fuse_async.errors import (
-    Answered,
-    ConfigurationError,
-    FuseError,
-    InvalidCall,
-    NotSent,
-    OutcomeUnknown,
-    Placed,
-    SingleCallLoop,
-    SingleCallLoopWarning,
-    mask,
-)
+from fuse_async.errors import ConfigurationError, InvalidCall
 from fuse_async.models import (
     Call,
     CallDetails,
@@ -49,11 +42,15 @@ from fuse_async.models import (
 if TYPE_CHECKING:
     import aiohttp
 
+    from fuse_async.contacts import ContactRow
+
+    CallLike = Call | PhoneNumber | str | int | ContactRow | Mapping[str, Any]
+
 __all__ = ["FuseClient"]
 
 _log = logging.getLogger("fuse_async")
 
-T = TypeVar("T")
+_NEEDS_LEDGER = "Leave it out; use tag to label a call."
 
 
 class _Given:
@@ -134,50 +131,47 @@ class FuseClient:
         trust_env: bool = False,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        self._runner: Runner | None = None  # for __del__, should the next line raise
-        self._settings = read_settings(email, developer_key, deployment, base_url, numbers)
+        self._engine: Engine | None = None  # for __del__, should the next line raise
+        settings = read_settings(email, developer_key, deployment, base_url, numbers)
         if accept not in ("json", "xml"):
             raise ConfigurationError('accept must be "json" or "xml".')
-        _check_seconds("timeout", timeout)
-        _check_seconds("attempt_timeout", attempt_timeout)
-        self._accept: Literal["json", "xml"] = accept
-        self._timeout = timeout
-        self._guard = guard
-        self._retry = retry
-        self._clock = clock
-        self._listeners = Listeners(listeners)
-        self._account = account_of(self._settings.base_url, self._settings.email)
-        self._transport = Transport(
-            self._settings.base_url,
-            self._settings.authorization,
-            f"fuse-async/{__version__}",
-            session,
-            trust_env,
-        )
-        self._runner = Runner(
-            self._transport,
-            self._account.limiter() if limiter is None else limiter,
+        check_seconds("timeout", timeout)
+        check_seconds("attempt_timeout", attempt_timeout)
+        account = account_of(settings.base_url, settings.email)
+        self._engine = Engine(
+            settings,
+            account,
+            Transport(
+                settings.base_url,
+                settings.authorization,
+                f"fuse-async/{__version__}",
+                session,
+                trust_env,
+            ),
+            account.limiter() if limiter is None else limiter,
             retry,
             clock,
-            self._listeners,
+            Listeners(listeners),
+            accept,
+            timeout,
             attempt_timeout,
             guard.max_waiting,
         )
-        self._home = Home("client", lambda: bool(self._runner and self._runner.open))
-        self._closing = False
-        self._calls = 0
+        self._lists = Lists(self._engine)
+        self._singles = Singles(self._engine, guard, self._lists)
 
     @property
-    def _run(self) -> Runner:
-        assert self._runner is not None
-        return self._runner
+    def _own(self) -> Engine:
+        assert self._engine is not None
+        return self._engine
 
     def __repr__(self) -> str:
-        counters = self._run.counters
-        state = "closed" if self._closing else "open"
+        engine = self._own
+        counters = engine.runner.counters
+        state = "closed" if engine.closing else "open"
         return (
-            f"<FuseClient {self._settings.deployment or 'without a deployment'} at"
-            f" {self._settings.base_url}: {state}, {counters.waiting} waiting,"
+            f"<FuseClient {engine.settings.deployment or 'without a deployment'} at"
+            f" {engine.settings.base_url}: {state}, {counters.waiting} waiting,"
             f" {counters.in_flight} in flight>"
         )
 
@@ -221,113 +215,106 @@ class FuseClient:
         return self._queue_call(_Given(call, deployment, given, timeout, caller(1)))
 
     async def _queue_call(self, given: _Given) -> QueuedCall:
-        self._enter()
+        engine = self._own
+        engine.enter()
         call = given.build()
-        problem = self._settings.numbers.problem(call.phone_number)
+        problem = engine.settings.numbers.problem(call.phone_number)
         if problem is not None:
             problem.key, problem.tag = call.key, call.tag
             raise problem
         if call.key is not None:
             raise ConfigurationError(
                 "A key needs a ledger to remember it, and this version has none yet.",
-                hint="Leave key out; use tag to label a call.",
+                hint=_NEEDS_LEDGER,
             )
-        deployment = self._deployment(given.deployment)
-        ticket = self._ticket("call", given.timeout, deployment, call.key, call.tag)
-        self._guard_single_call(ticket, given.site)
-        subject = self._subject("call", call)
-        request = queue_request(call, deployment, self._accept)
-        ticket.urgent = True
-        return await self._to_its_end(
-            ticket, self._run.run(ticket, request, lambda result: judge_queued(result, subject))
-        )
+        deployment = engine.deployment(given.deployment)
+        return await self._singles.queue(call, deployment, given.timeout, given.site)
 
     # The name that "was never awaited" warnings show.
     _queue_call.__qualname__ = "FuseClient.queue_call"
 
-    def _guard_single_call(self, ticket: Ticket, site: CallSite) -> None:
-        assert ticket.place is not None
-        watch = self._account.watch(*ticket.place)
-        try:
-            text = watch.check(self._guard, site, self._clock.now())
-        except SingleCallLoop as refusal:
-            refusal.key, refusal.tag = ticket.key, ticket.tag
-            raise
-        if text is None:
-            return
-        if self._listeners:
-            self._listeners.emit(
-                CallWarned(
-                    call_no=ticket.call_no, key=ticket.key, tag=ticket.tag, call_site=str(site)
-                )
-            )
-        warnings.warn_explicit(
-            text, SingleCallLoopWarning, site.filename, site.lineno, module=site.module
+    async def queue_calls(
+        self,
+        calls: Iterable[CallLike] | AsyncIterable[CallLike],
+        /,
+        *,
+        deployment: Deployment | tuple[int, int] | None = None,
+        campaign: str | None = None,
+        on_invalid: Literal["raise", "skip"] = "raise",
+        on_duplicate: Literal["refuse", "allow"] = "refuse",
+        max_rows: int = MAX_ROWS,
+        max_bytes: int = MAX_BYTES,
+        timeout: float | None = None,
+        **shared: Unpack[SharedFields],
+    ) -> BatchResult:
+        """Queue a list of calls through Fuse's multiple-calls endpoint.
+
+        `calls`: an iterable or async iterable of numbers, `Call` objects, `ContactRow` objects, or
+        mappings with a ``phone_number`` (or ``destination``) whose other keys are variables. All
+        of it is read and checked before anything is sent. `shared` are fields of `Call` for all
+        rows that bring none of their own; variables are text, numbers, bools or None, and are
+        sent as text.
+
+        `on_invalid`: ``"raise"`` raises `InvalidCalls`, which names every bad row, and sends
+        nothing; ``"skip"`` reports bad rows as outcomes. `on_duplicate`: whether later rows for the
+        same person (another caller ID is the same person, another `postd` is not) are reported as
+        duplicates or sent as well. `max_rows` (1 to 10,000) and `max_bytes` (1,000 to 2,000,000)
+        bound one upload; a small one keeps small what a lost answer leaves unknown. `timeout`:
+        seconds for each upload with its waiting. `campaign` needs a ledger.
+
+        Returns a `BatchResult`, and never raises for what happened to rows. A failed upload does
+        not stop later ones, unless Fuse answered 401, 403, 404, 405 or 409: then the rest is
+        ``not_sent``. Whether one bad row fails a whole file at Fuse is unknown; so after a 400, a
+        5xx or no answer a batch's rows are ``unknown``, and they are not sent again.
+
+        Raises `InvalidCalls`, `InvalidCall` for a shared field, `ConfigurationError`, and whatever
+        the source raises; then nothing was sent. Cancelling sends nothing more; an upload under
+        way is finished, and its outcome is in the client's `stats` and log.
+        """
+        engine = self._own
+        engine.enter()
+        _check_campaign(campaign)
+        return await self._lists.queue(
+            calls,
+            engine.deployment(deployment),
+            on_invalid,
+            on_duplicate,
+            max_rows,
+            max_bytes,
+            timeout,
+            shared,
         )
 
-    async def _to_its_end(
-        self, ticket: Ticket, running: Coroutine[Any, Any, QueuedCall]
-    ) -> QueuedCall:
-        """Await a call, and put its one outcome into the books, whatever ends it."""
-        try:
-            queued = await running
-        except FuseError as error:
-            self._ended(ticket, _outcome_of(error), error=error)
-            raise
-        except BaseException as given_up:
-            placed = ticket.placed_if_given_up
-            outcome: Outcome = (
-                "refused" if placed is None else "unknown" if placed is Placed.MAYBE else "not_sent"
-            )
-            self._ended(ticket, outcome, error=given_up)
-            raise
-        self._ended(ticket, "queued", call_id=queued.call_id)
-        return queued
-
-    def _ended(
+    def stream_calls(
         self,
-        ticket: Ticket,
-        outcome: Outcome,
+        calls: Iterable[CallLike] | AsyncIterable[CallLike],
+        /,
         *,
-        call_id: int | None = None,
-        error: BaseException | None = None,
-    ) -> None:
-        counters = self._run.counters
-        setattr(counters, outcome, getattr(counters, outcome) + 1)
-        level = logging.WARNING if outcome == "unknown" else logging.INFO
-        loud = _log.isEnabledFor(level)
-        if not loud and not self._listeners:
-            return
-        seconds = self._clock.now() - ticket.started
-        name = None if error is None else type(error).__name__
-        attempts = len(ticket.attempts) + (ticket.progress is not None)
-        if loud:
-            _log.log(
-                level,
-                "call %d to %s: %s%s%s after %d requests and %.2f s%s",
-                ticket.call_no,
-                "%d/%d" % ticket.place if ticket.place else "-",
-                outcome,
-                f" as {call_id}" if call_id is not None else "",
-                f" ({name})" if name else "",
-                attempts,
-                seconds,
-                f", tag {mask(ticket.tag)}" if ticket.tag else "",
-            )
-        if self._listeners:
-            self._listeners.emit(
-                CallEnded(
-                    call_no=ticket.call_no,
-                    key=ticket.key,
-                    tag=ticket.tag,
-                    outcome=outcome,
-                    attempts=attempts,
-                    seconds=seconds,
-                    waited=ticket.waited,
-                    call_id=call_id,
-                    error=name,
-                )
-            )
+        deployment: Deployment | tuple[int, int] | None = None,
+        campaign: str | None = None,
+        on_duplicate: Literal["refuse", "allow"] = "refuse",
+        max_rows: int = MAX_ROWS,
+        max_bytes: int = MAX_BYTES,
+        timeout: float | None = None,
+        **shared: Unpack[SharedFields],
+    ) -> BatchStream:
+        """Queue a list of any length, with memory for a few batches.
+
+        As `queue_calls`, but returns an async iterator, and async context manager, of
+        `BatchReceipt`. The source is read only while a receipt is awaited. Every row of it is in
+        exactly one receipt, bad and duplicate ones included, so it never raises for a row. Should
+        the source raise, nothing more is sent: receipts of what was sent come first, rows that
+        were read come as ``not_sent``, then comes the source's error.
+
+        Leave it early through ``async with``: ``break`` sends nothing more, uploads under way are
+        finished, and `BatchStream.aclose` returns the receipts not yet seen. Remembering who was
+        called takes about 20 bytes a row with ``on_duplicate="refuse"``.
+        """
+        engine = self._own
+        _check_campaign(campaign)
+        return self._lists.stream(
+            calls, engine.deployment(deployment), on_duplicate, max_rows, max_bytes, timeout, shared
+        )
 
     # -- reading, cancelling -------------------------------------------------------------------
 
@@ -338,15 +325,14 @@ class FuseClient:
         policy's attempts (reading may be repeated), `NotFound`, `Forbidden` for another user's
         call, and the other `Answered` kinds. Cancelling is safe.
         """
-        self._enter()
+        engine = self._own
+        engine.enter()
         number = _call_id(call_id)
-        subject = self._subject("read", None)
-        return await self._run.run(
-            self._ticket("read", None),
-            status_request(number, self._accept),
-            lambda result: judge_read(
-                result, subject, lambda answer: call_details(answer, number)
-            ),
+        subject = engine.subject("read", None)
+        return await engine.runner.run(
+            engine.ticket("read", None),
+            status_request(number, engine.accept),
+            lambda result: judge_read(result, subject, lambda answer: call_details(answer, number)),
         )
 
     async def cancel_all_pending(
@@ -363,22 +349,23 @@ class FuseClient:
         Raises `OutcomeUnknown` where the cancel may have been done, `Answered` where it was
         refused. Cancelling the await after it was sent leaves that open, too.
         """
-        self._enter()
+        engine = self._own
+        engine.enter()
         deployment = Deployment.of(deployment)
         if confirm != str(deployment):
             raise ConfigurationError(
                 f"confirm must be the text {str(deployment)!r}: this cancels all pending calls of"
                 " that deployment, whoever queued them.",
             )
-        ticket = self._ticket("cancel", None, deployment)
+        ticket = engine.ticket("cancel", None, deployment)
         ticket.next_slot = True
-        for other in list(self._run.open):
+        for other in list(engine.runner.open):
             if other.kind in ("call", "batch") and other.place == ticket.place:
                 other.end("stopped")
-        subject = self._subject("cancel", None)
-        await self._run.run(
+        subject = engine.subject("cancel", None)
+        await engine.runner.run(
             ticket,
-            cancel_request(deployment, self._accept),
+            cancel_request(deployment, engine.accept),
             lambda result: judge_cancel(result, subject),
         )
         _log.info("cancelled all pending calls of %s", deployment)
@@ -387,11 +374,16 @@ class FuseClient:
 
     @property
     def stats(self) -> ClientStats:
-        """The client's totals at this moment."""
-        return ClientStats(**attrs.asdict(self._run.counters))
+        """The client's totals at this moment.
+
+        Each call that was accepted is counted once as queued, refused, not sent or unknown, when
+        its outcome is known. Calls that were never accepted (`InvalidCall`, `SingleCallLoop`) are
+        not counted.
+        """
+        return self._own.stats
 
     async def __aenter__(self) -> Self:
-        self._enter()
+        self._own.enter()
         return self
 
     async def __aexit__(
@@ -410,22 +402,10 @@ class FuseClient:
         timeout; should it still be there after that, its connection is closed and it ends as
         `OutcomeUnknown`. Cancelling closes at once.
         """
-        self._closing = True
-        runner = self._run
-        try:
-            if runner.open and drain > 0:
-                await runner.idle(drain)
-            for ticket in list(runner.open):
-                ticket.end("closed")
-            if runner.open:
-                await runner.idle(runner.longest_left() + 1.0)
-        finally:
-            for ticket in list(runner.open):
-                ticket.end("closed")
-            await self._transport.close()
+        await self._own.close(drain, self._singles.close)
 
     def __del__(self) -> None:
-        if self._runner is None or not self._transport.is_open:
+        if self._engine is None or not self._engine.transport.is_open:
             return
         warnings.warn(
             f"unclosed {self!r}: use it with `async with`, or await its aclose()",
@@ -433,71 +413,15 @@ class FuseClient:
             source=self,
             stacklevel=1,
         )
-        self._transport.abandon()
+        self._engine.transport.abandon()
 
-    def _enter(self) -> None:
-        if self._closing:
-            raise NotSent(
-                "This client is closed.", reason="closed", hint="Make a new client for more calls."
-            )
-        if self._home.enter():
-            self._transport.abandon()
 
-    def _deployment(self, given: Deployment | tuple[int, int] | None) -> Deployment:
-        if given is not None:
-            return Deployment.of(given)
-        if self._settings.deployment is None:
-            raise ConfigurationError(
-                "No deployment: neither the call nor the client names one.",
-                hint="Pass deployment=(application_id, deployment_id), or set"
-                " FUSE_APPLICATION_ID and FUSE_DEPLOYMENT_ID.",
-            )
-        return self._settings.deployment
-
-    def _ticket(
-        self,
-        kind: Kind,
-        timeout: float | None,
-        deployment: Deployment | None = None,
-        key: str | None = None,
-        tag: str | None = None,
-    ) -> Ticket:
-        if timeout is None:
-            timeout = self._timeout
-        else:
-            _check_seconds("timeout", timeout)
-        self._calls += 1
-        now = self._clock.now()
-        place = None if deployment is None else (
-            deployment.application_id, deployment.deployment_id
+def _check_campaign(campaign: str | None) -> None:
+    if campaign is not None:
+        raise ConfigurationError(
+            "A campaign needs a ledger to remember it, and this version has none yet.",
+            hint="Leave it out; duplicates within one list are found without it.",
         )
-        return Ticket(self._calls, kind, now, now + timeout, place, key, tag)
-
-    def _subject(self, kind: Kind, call: Call | None) -> Subject:
-        settings = self._settings
-        return Subject(
-            kind,
-            settings.base_url,
-            self._retry.retry_500,
-            lambda: hidden_strings(call, _secrets(settings)),
-            wall,
-            None if call is None else call.key,
-            None if call is None else call.tag,
-        )
-
-
-def _secrets(settings: Settings) -> tuple[str, ...]:
-    authorization = settings.authorization.reveal()
-    return (settings.developer_key.reveal(), authorization, authorization.removeprefix("Basic "))
-
-
-def _check_seconds(name: str, value: object) -> None:
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, (int, float))
-        or not 0 < value < float("inf")
-    ):
-        raise ConfigurationError(f"{name} must be a number of seconds above 0.")
 
 
 def _call_id(given: int | QueuedCall) -> int:
@@ -511,8 +435,3 @@ def _call_id(given: int | QueuedCall) -> int:
         raise ConfigurationError("call_id must be a whole number of 1 or more, or a QueuedCall.")
     return number
 
-
-def _outcome_of(error: FuseError) -> Outcome:
-    if isinstance(error, OutcomeUnknown):
-        return "unknown"
-    return "refused" if isinstance(error, Answered) else "not_sent"

@@ -32,8 +32,8 @@ def _check_window(instance: object, attribute: attrs.Attribute[Any], value: obje
 
 
 def _check_mode(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
-    if value not in ("steer", "off"):
-        raise ConfigurationError('mode must be "steer" or "off".')
+    if value not in ("steer", "batch", "off"):
+        raise ConfigurationError('mode must be "steer", "batch" or "off".')
 
 
 @attrs.frozen
@@ -42,8 +42,17 @@ class SingleCallGuard:
 
     ``mode="steer"``: within `window` seconds the call after `warn_after` calls gives one
     `SingleCallLoopWarning` per call site and goes out all the same; the call after `refuse_after`
-    calls raises `SingleCallLoop` and is not sent. None switches a step off. ``mode="off"``: only
-    the limiter. `max_waiting`: calls that may wait at the same time in this client; one more is
+    calls raises `SingleCallLoop` and is not sent. None switches a step off.
+
+    ``mode="batch"``: a caller for whom a slot of the limiter is free goes out as a single call.
+    Whoever has to wait waits together: each slot that comes free takes everyone who waits and fits
+    into one list. Nobody waits for company. Each caller gets its own `QueuedCall` or error; an id
+    may be missing, since Fuse's answer to a list may hold none. Variables go out as text either
+    way. What a list cannot carry (nested variables, text that its reader would misread) or shares
+    with nobody (a `result_url` of its own) goes out single, and is warned about and refused as in
+    "steer". Choose it for web backends.
+
+    ``mode="off"``: only the limiter. `max_waiting`: calls that may wait at the same time in this client; one more is
     `NotSent` ("backlog").
 
     The counts are per deployment and shared by all clients of an account in this process, so that
@@ -51,7 +60,7 @@ class SingleCallGuard:
     says only that more than one call *at a time* belongs into its multiple-calls endpoint.
     """
 
-    mode: Literal["steer", "off"] = attrs.field(default="steer", validator=_check_mode)
+    mode: Literal["steer", "batch", "off"] = attrs.field(default="steer", validator=_check_mode)
     warn_after: int | None = attrs.field(default=10, validator=_check_count)
     refuse_after: int | None = attrs.field(default=100, validator=_check_count)
     window: float = attrs.field(default=10.0, validator=_check_window)
@@ -112,6 +121,12 @@ def caller(depth: int) -> CallSite:
     )
 
 
+_BETTER = (
+    "Fuse asks for its multiple-calls endpoint instead: hand a list to queue_calls(), or let"
+    ' callers share uploads with guard=SingleCallGuard(mode="batch").'
+)
+
+
 class LoopWatch:
     """Counts the single calls to one deployment, for all clients of an account."""
 
@@ -141,8 +156,7 @@ class LoopWatch:
                 window=guard.window,
                 call_site=str(site),
                 retry_after=max(0.0, oldest + guard.window - now),
-                hint="Fuse asks for its multiple-calls endpoint (bulk_queue) for more than one"
-                " call at a time; a loop of single calls can make all calls fail.",
+                hint=f"A loop of single calls can make all calls fail. {_BETTER}",
             )
         self._times.append(now)
         place = (site.filename, site.lineno)
@@ -158,8 +172,8 @@ class LoopWatch:
             "" if guard.refuse_after is None else f" After {guard.refuse_after} they are refused."
         )
         return (
-            f"{count + 1} single calls were queued within {guard.window:g} s from this line. Fuse"
-            " asks for its multiple-calls endpoint (bulk_queue) for more than one call at a time:"
+            f"{count + 1} single calls were queued within {guard.window:g} s, this one from this"
+            " line. Fuse asks for its multiple-calls endpoint (bulk_queue) for more than one call at a time:"
             f" a loop of single calls can make all calls fail.{limit}"
         )
 

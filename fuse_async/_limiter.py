@@ -23,6 +23,7 @@ import asyncio
 import heapq
 import logging
 import os
+import weakref
 from collections import deque
 from typing import Protocol
 
@@ -134,6 +135,8 @@ class _Line:
             self._waiters = deque(waiter for waiter in self._waiters if not waiter.gone)
 
     def clear(self) -> None:
+        for waiter in self._waiters:
+            waiter.gone = True
         self._waiters.clear()
         self.live = 0
 
@@ -211,6 +214,7 @@ class SlidingWindowLimiter:
         self._slower_after = float("-inf")
         self._timer: Timer | None = None
         self._timer_at = float("inf")
+        _made.add(self)
         _log.info(
             "limit of %d requests per %g s, for this process (%d) and since it was made; other"
             " processes are not counted",
@@ -280,14 +284,15 @@ class SlidingWindowLimiter:
         if self._home.enter():
             self._settle_in()
         now = self._clock.now()
-        wait = self._earliest(self._ahead(line), now) - now
-        if now + wait > deadline:
+        ahead = self._ahead(line)
+        earliest = self._earliest(ahead, now)
+        if earliest > deadline:
             raise NotSent(
                 f"The limit of {self._limit} requests per {self._per:g} s would allow this call in"
-                f" {wait:.1f} s at the earliest, {self._waiting} others wait before it, and its"
+                f" {earliest - now:.1f} s at the earliest, {ahead} others go before it, and its"
                 f" deadline is in {max(0.0, deadline - now):.1f} s.",
                 reason="limiter",
-                retry_after=wait,
+                retry_after=earliest - now,
                 hint="Hand it in later, allow a longer timeout, or queue many calls as one batch.",
             )
         waiter = _Waiter(asyncio.get_running_loop().create_future(), deadline, line)
@@ -308,7 +313,9 @@ class SlidingWindowLimiter:
             raise
         if waiter.slot is None:
             raise NotSent(
-                "The deadline passed while the call waited for the limiter.", reason="deadline"
+                "The deadline passed while the call waited for the limiter.",
+                reason="deadline",
+                hint="Hand it in later, or allow a longer timeout.",
             )
         return waiter.slot
 
@@ -322,13 +329,22 @@ class SlidingWindowLimiter:
         self._cooling.append(free_at)
         self._in_flight -= 1
         if self._waiting:
-            self._grant(now)
+            self._hand_on(now)
 
     def _given_back(self) -> None:
         self._free += 1
         self._in_flight -= 1
         if self._waiting:
-            self._grant(self._clock.now())
+            self._hand_on(self._clock.now())
+
+    def _hand_on(self, now: float) -> None:
+        """Grant on the loop of those who wait: a slot may come back in another thread, or in the
+        garbage collector after its loop is gone."""
+        loop = self._home.loop
+        if loop is asyncio._get_running_loop():
+            self._grant(now)
+        elif loop is not None and not loop.is_closed():
+            loop.call_soon_threadsafe(self._tick)
 
     # -- health --------------------------------------------------------------------------------
 
@@ -376,6 +392,9 @@ class SlidingWindowLimiter:
             waiter.gone = True
             if waiter.future.done():  # cancelled, but its task has not run yet
                 continue
+            if waiter.deadline < now:  # the timer is late: the machine slept, or the loop was busy
+                waiter.future.set_result(None)
+                continue
             self._free -= 1
             self._in_flight += 1
             waiter.slot = _Slot()
@@ -395,11 +414,14 @@ class SlidingWindowLimiter:
         return self._normal
 
     def _ahead(self, line: _Line) -> int:
+        """How many of those who wait go before a newcomer of `line`, at the least."""
         if line is self._next:
             return self._next.live
         if line is self._urgent:
             return self._next.live + self._urgent.live
-        return self._waiting
+        others = self._normal.live
+        passing = max(0, _URGENT_IN_A_ROW - self._urgent_in_a_row) + others * _URGENT_IN_A_ROW
+        return self._next.live + others + min(self._urgent.live, passing)
 
     def _earliest(self, ahead: int, now: float) -> float:
         """When a waiter with `ahead` before it can start, if everything goes well."""
@@ -444,8 +466,7 @@ class SlidingWindowLimiter:
         self._timer_at = float("inf")
 
     def _tick(self) -> None:
-        self._timer = None
-        self._timer_at = float("inf")
+        self._disarm()
         now = self._clock.now()
         self._grant(now)
         while self._deadlines and (self._deadlines[0].gone or self._deadlines[0].deadline <= now):
@@ -476,3 +497,17 @@ class SlidingWindowLimiter:
             line.clear()
         self._waiting = 0
         self._deadlines.clear()
+
+
+# A forked child holds a copy of each limiter, with slots that are its parent's. The quick way has
+# no time to look for that, so the copies lose it; on the other one `Home` raises its clear error.
+_made: weakref.WeakSet[SlidingWindowLimiter] = weakref.WeakSet()
+
+
+def _shut_copies() -> None:
+    for limiter in _made:
+        limiter._max_in_flight = 0
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_shut_copies)

@@ -20,10 +20,13 @@ if TYPE_CHECKING:
     from fuse_async.models import Call, Deployment
 
 __all__ = [
+    "ACCEPT",
     "Accept",
     "cancel_request",
     "hidden_strings",
     "logs_request",
+    "multipart",
+    "part",
     "queue_request",
     "status_request",
     "status_url",
@@ -45,8 +48,12 @@ _RESULT_URL = _PART % b"result_url"
 _PCI = _PART % b"is_pci"
 
 
-def queue_request(call: Call, deployment: Deployment, accept: Accept) -> Request:
+def queue_request(
+    call: Call, deployment: Deployment, accept: Accept, metadata: str | None = None
+) -> Request:
     """Return the request that queues one call: ``POST /api/apps/{app}/{deployment}/queue``.
+
+    `metadata` replaces the call's own text of its variables.
 
     The fields go in the order of the Fuse page, each only where it is set, as a multipart form
     (documented). Values are UTF-8; no part has a Content-Type of its own, since PHP reads values
@@ -61,8 +68,10 @@ def queue_request(call: Call, deployment: Deployment, accept: Accept) -> Request
         parts.append(_ATTEMPTS + b"%d" % call.max_attempts)
     if call.reattempt_wait is not None:
         parts.append(_WAIT + b"%d" % call.reattempt_wait)
-    if call.metadata_json is not None:
-        parts.append(_METADATA + call.metadata_json.encode())
+    if metadata is None:
+        metadata = call.metadata_json
+    if metadata is not None:
+        parts.append(_METADATA + metadata.encode())
     if call.result_url is not None:
         parts.append(_RESULT_URL + call.result_url.encode())
     if call.is_pci is not None:
@@ -77,7 +86,13 @@ def queue_request(call: Call, deployment: Deployment, accept: Accept) -> Request
     )
 
 
+def part(name: bytes, value: bytes) -> bytes:
+    """Return one field of a form."""
+    return _PART % name + value
+
+
 def multipart(parts: list[bytes]) -> tuple[str, bytes]:
+    """Return a boundary, and the body that `parts` make with it."""
     while True:
         # A random boundary cannot be foreseen by whoever chose the values; that it is not in
         # them is checked all the same, since a part that ends early would be another call.

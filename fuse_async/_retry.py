@@ -280,5 +280,6 @@ async def resend(
     except FuseError as error:
         if error is not loop.failure.error:
             raise
-    # Outside of the handler, so that no traceback of the loop clings to the error.
+    # The loop's frames hold the attempt and all that it sends; they must not cling to the error.
+    loop.failure.error.__traceback__ = None
     return loop.failure

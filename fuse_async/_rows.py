@@ -33,6 +33,8 @@ class SharedFields(TypedDict, total=False):
     is_pci: bool | int | None
 
 
+_MOST_KNOWN = 1000
+
 # Never sent: a number that stands in for none, so that `Call` checks the fields around it.
 _ANY_NUMBER = PhoneNumber.parse("2025550100")
 
@@ -45,17 +47,18 @@ def schedule_from(shared: SharedFields) -> Schedule:
     return Schedule.of(Call(_ANY_NUMBER, **shared))
 
 
-@attrs.frozen
 class Group:
-    """What the rows of one batch share: the columns after the number, and the schedule."""
+    """What the rows of one batch share: the columns after the number, and the schedule.
 
-    names: tuple[str, ...]
-    schedule: Schedule
+    One object stands for one combination, so that rows find their batch without comparing.
+    """
 
-    @property
-    def header_size(self) -> int:
-        """Bytes of the header line."""
-        return len(row_line(("destination", *self.names)))
+    __slots__ = ("header_size", "names", "schedule")
+
+    def __init__(self, names: tuple[str, ...], schedule: Schedule) -> None:
+        self.names = names
+        self.schedule = schedule
+        self.header_size = len(row_line(("destination", *names)))
 
 
 class Row:
@@ -145,7 +148,8 @@ class Rows:
         self._seen = SeenNumbers() if refuse_duplicates else None
         self._columns: dict[tuple[Any, ...], _Columns] = {}
         self._canonical: dict[frozenset[str], tuple[str, ...]] = {}
-        self._groups: dict[tuple[tuple[str, ...], Schedule], Group] = {}
+        self._usual_groups: dict[tuple[str, ...], Group] = {}
+        self._other_groups: dict[tuple[tuple[str, ...], Schedule], Group] = {}
 
     def take(self, item: object, index: int) -> Row | RowOutcome:
         """Return the row that `item` stands for, or the outcome of one that cannot be sent.
@@ -183,9 +187,8 @@ class Rows:
         keys = tuple(item)
         columns = self._columns.get(keys)
         if columns is None:
-            columns = _Columns(keys, self._canonical)
-            if len(self._columns) < 1000:  # a list where each row has keys of its own
-                self._columns[keys] = columns
+            self._forget_if_many()
+            columns = self._columns[keys] = _Columns(keys, self._canonical)
         if columns.problem is not None:
             return invalid_row(columns.problem, index, line)
         return self._row(
@@ -263,17 +266,34 @@ class Rows:
                 bad = InvalidCall(f"variable {name!r}", rule, "bad_cell", key=key, tag=tag)
                 return invalid_row(bad, index, line)
             data = row_line(cells)
-        group = self._groups.get((names, schedule))
-        if group is None:
-            group = Group(names, schedule)
-            if len(self._groups) < 1000:
-                self._groups[(names, schedule)] = group
+        group = self._group(names, schedule)
         if len(data) + group.header_size > self._max_bytes:
             too_long = InvalidCall(
                 "row", f"must fit into an upload of {self._max_bytes} bytes", "too_long"
             )
             return invalid_row(too_long, index, line)
         return Row(index, line, group, digits, postd, data, key, tag)
+
+
+    def _group(self, names: tuple[str, ...], schedule: Schedule) -> Group:
+        if schedule is self._schedule:
+            usual = self._usual_groups.get(names)
+            if usual is None:
+                self._forget_if_many()
+                usual = self._usual_groups[names] = Group(names, schedule)
+            return usual
+        group = self._other_groups.get((names, schedule))
+        if group is None:
+            self._forget_if_many()
+            group = self._other_groups[(names, schedule)] = Group(names, schedule)
+        return group
+
+    def _forget_if_many(self) -> None:
+        """Bound the memory of a list whose rows have ever new columns or schedules. Forgetting
+        costs nothing but a batch that is cut in two."""
+        for known in (self._columns, self._canonical, self._usual_groups, self._other_groups):
+            if len(known) >= _MOST_KNOWN:
+                known.clear()
 
 
 def _plain_line(cell: str, values: Sequence[object]) -> bytes | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import ipaddress
 import os
 import re
@@ -21,6 +22,7 @@ __all__ = ["DEFAULT_BASE_URL", "Settings", "read_settings"]
 DEFAULT_BASE_URL = "https://fuse.plumvoice.com"
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
 @attrs.frozen
@@ -69,6 +71,8 @@ def read_settings(
             hint="Pass both, or neither and set FUSE_EMAIL and FUSE_DEVELOPER_KEY: a key from"
             " elsewhere may belong to another account.",
         )
+    if base_url is None:
+        base_url = environ.get("FUSE_BASE_URL") or DEFAULT_BASE_URL
     _check_credential("email", email)
     _check_credential("developer_key", developer_key)
     if ":" in email:
@@ -77,7 +81,7 @@ def read_settings(
     pair = base64.b64encode(f"{email}:{developer_key}".encode()).decode()
     return Settings(
         email=email,
-        base_url=_checked_base_url(base_url or environ.get("FUSE_BASE_URL") or DEFAULT_BASE_URL),
+        base_url=_checked_base_url(base_url),
         deployment=_deployment(deployment, environ),
         numbers=_numbers(numbers, environ),
         authorization=Secret(f"Basic {pair}"),
@@ -91,6 +95,9 @@ def _check_credential(name: str, value: object) -> None:
             f"{name} must be text without line breaks or spaces around it.",
             hint="A copied key often ends in a line break.",
         )
+    if _SURROGATE.search(value):
+        # What the environment holds in another encoding arrives so; encode()'s own error shows it.
+        raise ConfigurationError(f"{name} must be valid Unicode text.", hint="Store it as UTF-8.")
 
 
 def _deployment(
@@ -120,13 +127,14 @@ def _numbers(given: NumberRules, environ: Mapping[str, str]) -> NumberRules:
     return attrs.evolve(given, only=only if given.only is None else only & given.only)
 
 
-def _checked_base_url(text: str) -> str:
-    try:
-        url = urlsplit(text)
-        host, port = url.hostname, url.port
-    except ValueError:
-        host = None
-    if not host or url.scheme not in ("http", "https") or not text.isascii() or " " in text:
+def _checked_base_url(text: object) -> str:
+    url = host = port = None
+    # urlsplit drops line breaks and tabs without a word.
+    if isinstance(text, str) and text.isascii() and not _CONTROL.search(text) and " " not in text:
+        with contextlib.suppress(ValueError):
+            url = urlsplit(text)
+            host, port = url.hostname, url.port
+    if url is None or not host or url.scheme not in ("http", "https"):
         raise ConfigurationError("base_url must be an address such as https://fuse.plumvoice.com.")
     if url.username is not None or url.password is not None or url.query or url.fragment:
         raise ConfigurationError(
@@ -139,7 +147,7 @@ def _checked_base_url(text: str) -> str:
             hint="Use https. Plain http is allowed for loopback addresses only.",
         )
     shown = f"[{host}]" if ":" in host else host
-    return f"{url.scheme}://{shown}{f':{port}' if port else ''}{url.path.rstrip('/')}"
+    return f"{url.scheme}://{shown}{'' if port is None else f':{port}'}{url.path.rstrip('/')}"
 
 
 def _is_loopback(host: str) -> bool:

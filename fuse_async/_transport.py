@@ -136,6 +136,10 @@ class Transport:
             request_class=_TrackedRequest,
         )
 
+    @property
+    def _is_closed(self) -> bool:
+        return self._session is None or self._session.closed
+
     async def send(self, request: Request, timeout: float, progress: Progress) -> Result:
         """Send `request` once and read its answer, within `timeout` seconds.
 
@@ -152,12 +156,6 @@ class Transport:
             # with its locals would show it.
             cancelled.__context__ = None
             raise cancelled.with_traceback(None) from None
-        except TimeoutError:
-            if progress.head is not None:
-                return attrs.evolve(progress.head, complete=False, broke="timeout")
-            if progress.may_have_left:
-                return Lost("timeout", f"no answer within {timeout:.1f} s")
-            return NeverLeft("connect", f"no connection within {timeout:.1f} s")
         except (
             aiohttp.ClientConnectorCertificateError,
             aiohttp.ClientConnectorSSLError,
@@ -166,15 +164,22 @@ class Transport:
             return NeverLeft("tls", _detail(error))
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             return NeverLeft("connect", _detail(error))
+        except TimeoutError:
+            if progress.head is not None:
+                return attrs.evolve(progress.head, complete=False, broke="timeout")
+            if progress.may_have_left:
+                return Lost("timeout", f"no answer within {timeout:.1f} s")
+            return NeverLeft("connect", f"no connection within {timeout:.1f} s")
         except _SentBefore:
             return Lost("disconnected", "the connection was closed without an answer")
         except Exception as error:
             # Whatever it is, the caller needs an outcome, and only a request that is known not to
             # have had a connection is known not to have left.
-            if not progress.may_have_left or (self._session is None or self._session.closed):
+            if progress.head is not None:
+                return attrs.evolve(progress.head, complete=False, broke="disconnected")
+            if progress.left is False or (progress.left is None and self._is_closed):
                 return NeverLeft("connect", _detail(error))
-            timed_out = isinstance(error, TimeoutError)
-            return Lost("timeout" if timed_out else "disconnected", _detail(error))
+            return Lost("disconnected", _detail(error))
         finally:
             _progress.reset(token)
 
@@ -251,7 +256,9 @@ async def _read(response: aiohttp.ClientResponse, head: Answer, limit: int) -> A
 
 
 def _detail(error: BaseException) -> str:
-    text = mask(str(error))[:_DETAIL_LENGTH]
+    # Only the system's own words. aiohttp's errors about an answer quote it, and an answer may
+    # repeat anything that we sent.
+    text = mask(str(error))[:_DETAIL_LENGTH] if isinstance(error, OSError) else ""
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 

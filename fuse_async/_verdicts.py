@@ -166,10 +166,10 @@ def _answered(answer: Answer, subject: Subject) -> Failure:
         cause = Cause.SERVER_ERROR
     elif status == 503 and (wait is not None or error_text(answer) is not None):
         cause = Cause.BUSY
-    elif status >= 500:
-        cause = Cause.GATEWAY
-    else:
+    elif 300 <= status < 500:
         cause = Cause.REFUSED
+    else:  # any other 5xx; and what is no class of HTTP's says nothing about the call
+        cause = Cause.GATEWAY
     error: FuseError
     if cause is Cause.GATEWAY:
         error = _no_usable_answer(

@@ -49,10 +49,13 @@ MASK = "***"
 
 # Seven digits are the shortest subscriber number; separators as people write them. Words of the
 # server's that hold a timestamp or a long id lose it too: an error text is no place to read those.
-_PHONE_LIKE = re.compile(r"[+(]?\d(?:[\s().\-/\u00a0\u2010-\u2015]{0,3}\d){6,}")
+_BETWEEN = r"\s().\-/\u00a0\u00ad\u200b-\u200f\u2010-\u2015\u2060\u2212\ufeff\uff0d"
+_PHONE_LIKE = re.compile(rf"[+(]?\d(?:[{_BETWEEN}]{{0,3}}\d){{6,}}")
 _SLASHES = r"(?:\\?/\\?/|%2[fF]%2[fF])"
-_URL = re.compile(rf"(https?)(:|%3[aA])({_SLASHES})([^\s\"'<>]*)", re.IGNORECASE)
-_HOST = re.compile(r"(?:[^/\\?#\s]*(?:@|%40))?([A-Za-z0-9.\-]+(?::\d+)?|\[[0-9A-Fa-f:.]+\](?::\d+)?)")
+_URL = re.compile(rf"(https?)(:|%3[aA])({_SLASHES})((?:[^\s\"'<>]|'(?=[\w/%&=~+-]))*)", re.IGNORECASE)
+_HOST = re.compile(
+    r"(?:[^/\\?#\s]*(?:@|%40))?([A-Za-z0-9.\-]+(?::\d+)?|\[[0-9A-Fa-f:.]+\](?::\d+)?)"
+)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 
 
@@ -74,8 +77,8 @@ def mask(text: str, hidden: Iterable[str] = ()) -> str:
         if len(secret) >= 4:
             text = text.replace(secret, MASK)
     text = _URL.sub(_mask_url, text)
-    text = _PHONE_LIKE.sub(MASK, text)
-    return _CONTROL.sub(" ", text)
+    # Numbers last: control characters between its digits are spaces by now.
+    return _PHONE_LIKE.sub(MASK, _CONTROL.sub(" ", text))
 
 
 class Placed(enum.Enum):
@@ -159,6 +162,10 @@ class ConfigurationError(FuseError):
     """The client is set up or used wrongly; the text names the setting and the mend."""
 
 
+def _where(row: int | None, line: int | None) -> str:
+    return f"line {line}: " if line is not None else f"row {row}: " if row is not None else ""
+
+
 class InvalidCall(FuseError, ValueError):
     """A call that Fuse would refuse, or that would ring the wrong person; raised before sending.
 
@@ -180,8 +187,7 @@ class InvalidCall(FuseError, ValueError):
         key: str | None = None,
         tag: str | None = None,
     ) -> None:
-        place = f"line {line}: " if line is not None else f"row {row}: " if row is not None else ""
-        super().__init__(f"{place}{field} {rule}.", hint=hint, key=key, tag=tag)
+        super().__init__(f"{_where(row, line)}{field} {rule}.", hint=hint, key=key, tag=tag)
         self.field = field
         self.rule = rule
         self.kind = kind
@@ -200,7 +206,7 @@ class InvalidCalls(FuseError, ValueError):
 
     def __init__(self, errors: Iterable[InvalidCall], *, hint: str = "", **common: Any) -> None:
         found = tuple(errors)
-        shown = "; ".join(error.problem for error in found[:_SHOWN])
+        shown = "; ".join(f"{_where(e.row, e.line)}{e.field} {e.rule}" for e in found[:_SHOWN])
         more = f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
         many = "1 call is wrong" if len(found) == 1 else f"{len(found)} calls are wrong"
         super().__init__(f"{many}: {shown}{more}.", hint=hint, **common)
@@ -227,8 +233,7 @@ class InvalidContacts(FuseError, ValueError):
         hint: str = "",
         **common: Any,
     ) -> None:
-        place = f"line {line}: " if line is not None else ""
-        super().__init__(f"{place}{message}", hint=hint, **common)
+        super().__init__(f"{_where(None, line)}{message}", hint=hint, **common)
         self.kind = kind
         self.line = line
         self.columns = tuple(mask(name) for name in columns)

@@ -121,7 +121,7 @@ class AcceptedCall:
     def cancel(self) -> bool:
         """Cancel the call if it is still queued; tell whether it was."""
         reached = self.reached()
-        if self.is_over or reached[-1].status != "queued":
+        if reached[-1].status != "queued":
             return False
         self.steps[len(reached) :] = [Step(self._age(), "canceled", "canceled")]
         return True

@@ -1,0 +1,284 @@
+"""What all requests of one client share: who we are, the way out, the books, and the end.
+
+The books hold one outcome for each call, whoever waits for it: totals, one log line, one event.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+from collections.abc import Callable, Coroutine
+from typing import Any, Literal, TypeVar
+
+import attrs
+
+from fuse_async._account import Account
+from fuse_async._clock import Clock, wall
+from fuse_async._events import CallEnded, Event, Listeners, Outcome
+from fuse_async._home import Home
+from fuse_async._limiter import Limiter
+from fuse_async._requests import hidden_strings
+from fuse_async._retry import Kind, RetryPolicy
+from fuse_async._runner import Runner, Ticket
+from fuse_async._settings import Settings
+from fuse_async._transport import Transport
+from fuse_async._verdicts import Subject
+from fuse_async.errors import (
+    Answered,
+    ConfigurationError,
+    FuseError,
+    NotSent,
+    OutcomeUnknown,
+    Placed,
+    mask,
+)
+from fuse_async.models import Call, ClientStats, Deployment
+
+__all__ = ["Engine", "check_seconds", "outcome_of"]
+
+_log = logging.getLogger("fuse_async")
+
+T = TypeVar("T")
+
+
+class Engine:
+    """Runs a client's requests and keeps its books; made once for each client."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        account: Account,
+        transport: Transport,
+        limiter: Limiter,
+        policy: RetryPolicy,
+        clock: Clock,
+        listeners: Listeners,
+        accept: Literal["json", "xml"],
+        timeout: float,
+        attempt_timeout: float,
+        max_waiting: int,
+    ) -> None:
+        self.settings = settings
+        self.account = account
+        self.transport = transport
+        self.limiter = limiter
+        self.clock = clock
+        self.listeners = listeners
+        self.accept: Literal["json", "xml"] = accept
+        self.max_waiting = max_waiting
+        self._policy = policy
+        self._timeout = timeout
+        self.runner = Runner(
+            transport, limiter, policy, clock, listeners, attempt_timeout, max_waiting
+        )
+        self._home = Home("client", lambda: bool(self.runner.open))
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._calls = 0
+        self._on_new_loop: list[Callable[[], None]] = []
+        self.closing = False
+
+    # -- one request ---------------------------------------------------------------------------
+
+    def enter(self) -> None:
+        """Raise where the client cannot be used: closed, forked, or on a second live loop."""
+        if self.closing:
+            raise NotSent(
+                "This client is closed.", reason="closed", hint="Make a new client for more calls."
+            )
+        if self._home.enter():
+            self.transport.abandon()
+            self._tasks.clear()
+            for forget in self._on_new_loop:
+                forget()
+
+    def on_new_loop(self, forget: Callable[[], None]) -> None:
+        """Call `forget` whenever what belonged to an earlier loop is void."""
+        self._on_new_loop.append(forget)
+
+    def deployment(self, given: Deployment | tuple[int, int] | None) -> Deployment:
+        """Return the deployment named by the call, else by the client."""
+        if given is not None:
+            return Deployment.of(given)
+        if self.settings.deployment is None:
+            raise ConfigurationError(
+                "No deployment: neither the call nor the client names one.",
+                hint="Pass deployment=(application_id, deployment_id), or set"
+                " FUSE_APPLICATION_ID and FUSE_DEPLOYMENT_ID.",
+            )
+        return self.settings.deployment
+
+    def ticket(
+        self,
+        kind: Kind,
+        timeout: float | None,
+        deployment: Deployment | None = None,
+        key: str | None = None,
+        tag: str | None = None,
+    ) -> Ticket:
+        """Return a new ticket whose deadline is `timeout` seconds away, or the client's."""
+        if timeout is None:
+            timeout = self._timeout
+        else:
+            check_seconds("timeout", timeout)
+        self._calls += 1
+        now = self.clock.now()
+        place = (
+            None if deployment is None else (deployment.application_id, deployment.deployment_id)
+        )
+        return Ticket(self._calls, kind, now, now + timeout, place, key, tag)
+
+    def subject(self, kind: Kind, call: Call | None, *more_hidden: str) -> Subject:
+        """Return what verdicts need to know about a request."""
+        settings = self.settings
+        return Subject(
+            kind,
+            settings.base_url,
+            self._policy.retry_500,
+            lambda: hidden_strings(call, (*_secrets(settings), *more_hidden)),
+            wall,
+            None if call is None else call.key,
+            None if call is None else call.tag,
+        )
+
+    def own(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Run `work` in a task of the client's own, which no caller can cancel and which knows
+        nothing of any caller's context."""
+        task = asyncio.get_running_loop().create_task(work, context=contextvars.Context())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    # -- the books -----------------------------------------------------------------------------
+
+    @property
+    def stats(self) -> ClientStats:
+        """The totals at this moment."""
+        return ClientStats(**attrs.asdict(self.runner.counters))
+
+    async def booked(self, ticket: Ticket, running: Coroutine[Any, Any, T]) -> T:
+        """Await a call that its own caller runs, and book what ends it otherwise than well."""
+        try:
+            return await running
+        except FuseError as error:
+            self.ended(ticket, outcome_of(error), error=error)
+            raise
+        except BaseException as given_up:
+            self.ended(ticket, outcome_if_given_up(ticket), error=given_up)
+            raise
+
+    def count(self, outcome: Outcome, rows: int) -> None:
+        """Add calls to the totals."""
+        counters = self.runner.counters
+        setattr(counters, outcome, getattr(counters, outcome) + rows)
+
+    def ended(
+        self,
+        ticket: Ticket,
+        outcome: Outcome,
+        *,
+        call_id: int | None = None,
+        error: BaseException | None = None,
+        rows: int | None = None,
+        context: contextvars.Context | None = None,
+    ) -> None:
+        """Book the one outcome of a call, or the common one of a list's `rows`."""
+        self.count(outcome, 1 if rows is None else rows)
+        level = logging.WARNING if outcome == "unknown" else logging.INFO
+        loud = _log.isEnabledFor(level)
+        if not loud and not self.listeners:
+            return
+        seconds = self.clock.now() - ticket.started
+        name = None if error is None else type(error).__name__
+        attempts = len(ticket.attempts) + (ticket.progress is not None)
+        if loud:
+            _log.log(
+                level,
+                "%s %d to %s: %s%s%s after %d requests and %.2f s%s",
+                "call" if rows is None else f"list of {rows} calls,",
+                ticket.call_no,
+                "%d/%d" % ticket.place if ticket.place else "-",
+                outcome,
+                f" as {call_id}" if call_id is not None else "",
+                f" ({name})" if name else "",
+                attempts,
+                seconds,
+                f", tag {mask(ticket.tag)}" if ticket.tag else "",
+            )
+        if self.listeners:
+            self.emit(
+                CallEnded(
+                    call_no=ticket.call_no,
+                    key=ticket.key,
+                    tag=ticket.tag,
+                    outcome=outcome,
+                    attempts=attempts,
+                    seconds=seconds,
+                    waited=ticket.waited,
+                    call_id=call_id,
+                    error=name,
+                ),
+                context,
+            )
+
+    def emit(self, event: Event, context: contextvars.Context | None = None) -> None:
+        """Tell the listeners, in a caller's context where one is given."""
+        if context is None:
+            self.listeners.emit(event)
+        else:
+            context.run(self.listeners.emit, event)
+
+    # -- the end -------------------------------------------------------------------------------
+
+    async def close(self, drain: float, before_the_end: Callable[[], None]) -> None:
+        """Refuse new calls, let waiting ones go out for `drain` seconds, end those left, give what
+        is in flight its own time, and close the connections."""
+        self.closing = True
+        runner = self.runner
+        try:
+            if runner.open and drain > 0:
+                await runner.idle(drain)
+            self._end_waiting()
+            if runner.open:
+                await runner.idle(runner.longest_left() + 1.0)
+        finally:
+            self._end_waiting()
+            before_the_end()
+            await self.transport.close()
+        if self._tasks:
+            # Their requests have ended; this lets them write that into the books.
+            await asyncio.wait(self._tasks, timeout=1.0)
+
+    def _end_waiting(self) -> None:
+        for ticket in list(self.runner.open):
+            ticket.end("closed")
+
+
+def _secrets(settings: Settings) -> tuple[str, ...]:
+    authorization = settings.authorization.reveal()
+    return (settings.developer_key.reveal(), authorization, authorization.removeprefix("Basic "))
+
+
+def check_seconds(name: str, value: object) -> None:
+    """Raise `ConfigurationError` unless `value` is a number of seconds above 0."""
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (int, float))
+        or not 0 < value < float("inf")
+    ):
+        raise ConfigurationError(f"{name} must be a number of seconds above 0.")
+
+
+def outcome_of(error: FuseError) -> Outcome:
+    """Return the outcome that an error stands for."""
+    if isinstance(error, OutcomeUnknown):
+        return "unknown"
+    return "refused" if isinstance(error, Answered) else "not_sent"
+
+
+def outcome_if_given_up(ticket: Ticket) -> Outcome:
+    """Return the outcome of a call whose task is cancelled at this moment."""
+    placed = ticket.placed_if_given_up
+    if placed is None:
+        return "refused"
+    return "unknown" if placed is Placed.MAYBE else "not_sent"

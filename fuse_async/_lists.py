@@ -1,0 +1,241 @@
+"""The way of a list: uploads, each in a task of the client's own, and what became of each row."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from typing import Any, Literal
+
+from fuse_async._batches import Assembler, Batch, BatchStream, Sent, prepared, replay
+from fuse_async._bulk import bulk_request
+from fuse_async._bulk_answers import RowAnswer
+from fuse_async._engine import Engine, outcome_if_given_up, outcome_of
+from fuse_async._limiter import Slot
+from fuse_async._requests import status_url
+from fuse_async._results import BatchResult, RowOutcome
+from fuse_async._rows import Row, Rows, SharedFields, schedule_from
+from fuse_async._runner import Ticket
+from fuse_async._verdicts import judge_batch
+from fuse_async.errors import (
+    ConfigurationError,
+    Deleted,
+    Forbidden,
+    FuseError,
+    InvalidCall,
+    InvalidCalls,
+    MethodNotAllowed,
+    NotFound,
+    OutcomeUnknown,
+    Unauthorized,
+)
+from fuse_async.models import Deployment, QueuedCall
+
+__all__ = ["MAX_BYTES", "MAX_ROWS", "Lists"]
+
+_log = logging.getLogger("fuse_async")
+
+# One lost answer leaves a whole list unknown, so a list is small unless the user wants it large.
+MAX_ROWS = 1000
+# PHP's usual limit is 2 MB, over which a file arrives empty without an error [tried].
+MAX_BYTES = 1_900_000
+_MOST_ROWS = 10_000
+_MOST_BYTES = 2_000_000
+_ATTEMPT_TIMEOUT = 300.0
+# Outcomes are made in portions, so that 10,000 of them do not hold up the loop.
+_PORTION = 1000
+
+# After these the next list would fare no better: wrong key, wrong place, gone.
+_ENDS_THE_LIST = (Unauthorized, Forbidden, NotFound, MethodNotAllowed, Deleted)
+
+OnDuplicate = Literal["refuse", "allow"]
+
+
+class Lists:
+    """Queues calls that are handed in together."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def stream(
+        self,
+        calls: Any,
+        deployment: Deployment,
+        on_duplicate: OnDuplicate,
+        max_rows: int,
+        max_bytes: int,
+        timeout: float | None,
+        shared: SharedFields,
+    ) -> BatchStream:
+        """Return the receipts' stream; see `FuseClient.stream_calls`."""
+        rows = self._rows(on_duplicate, max_rows, max_bytes, shared)
+        source = self._checked(prepared(calls, rows, self._engine.clock))
+        return self._stream(source, deployment, max_rows, max_bytes, timeout)
+
+    async def queue(
+        self,
+        calls: Any,
+        deployment: Deployment,
+        on_invalid: Literal["raise", "skip"],
+        on_duplicate: OnDuplicate,
+        max_rows: int,
+        max_bytes: int,
+        timeout: float | None,
+        shared: SharedFields,
+    ) -> BatchResult:
+        """Read all, check all, send all; see `FuseClient.queue_calls`."""
+        if on_invalid not in ("raise", "skip"):
+            raise ConfigurationError('on_invalid must be "raise" or "skip".')
+        rows = self._rows(on_duplicate, max_rows, max_bytes, shared)
+        source = self._checked(prepared(calls, rows, self._engine.clock))
+        found = [one async for one in source]
+        problems = tuple(
+            one.error
+            for one in found
+            if isinstance(one, RowOutcome) and isinstance(one.error, InvalidCall)
+        )
+        if problems and on_invalid == "raise":
+            raise InvalidCalls(problems)
+        stream = self._stream(replay(found), deployment, max_rows, max_bytes, timeout)
+        del found
+        async with stream:
+            result = BatchResult.of([receipt async for receipt in stream])
+        if not result.is_clean:
+            _log.warning(
+                "of %d calls in a list %d were queued, %d refused, %d not sent, %d have an unknown"
+                " outcome, %d were duplicates, %d invalid",
+                len(result.rows),
+                result.queued,
+                result.refused,
+                result.not_sent,
+                result.unknown,
+                result.duplicates,
+                result.invalid,
+            )
+        return result
+
+    def _rows(
+        self, on_duplicate: OnDuplicate, max_rows: int, max_bytes: int, shared: SharedFields
+    ) -> Rows:
+        if on_duplicate not in ("refuse", "allow"):
+            raise ConfigurationError('on_duplicate must be "refuse" or "allow".')
+        _check_whole("max_rows", max_rows, 1, _MOST_ROWS)
+        _check_whole("max_bytes", max_bytes, 1000, _MOST_BYTES)
+        return Rows(
+            self._engine.settings.numbers,
+            schedule_from(shared),
+            max_bytes,
+            on_duplicate == "refuse",
+        )
+
+    async def _checked(
+        self, source: AsyncIterator[Row | RowOutcome]
+    ) -> AsyncIterator[Row | RowOutcome]:
+        async for found in source:
+            if isinstance(found, Row) and found.key is not None:
+                raise ConfigurationError(
+                    f"The call at index {found.index} has a key, which needs a ledger to remember"
+                    " it, and this version has none yet.",
+                    hint="Leave key out; use tag to label a call.",
+                )
+            yield found
+
+    def _stream(
+        self,
+        source: AsyncIterator[Row | RowOutcome],
+        deployment: Deployment,
+        max_rows: int,
+        max_bytes: int,
+        timeout: float | None,
+    ) -> BatchStream:
+        engine = self._engine
+
+        def send(batch: Batch) -> asyncio.Task[Sent]:
+            engine.enter()
+            ticket = engine.ticket("batch", timeout, deployment)
+            # Open from now on, so that closing the client waits for it.
+            engine.runner.open.add(ticket)
+            return engine.own(self._send(ticket, batch, deployment))
+
+        return BatchStream(
+            source,
+            Assembler(max_rows, max_bytes),
+            max_rows,
+            send,
+            lambda rows: engine.count("not_sent", rows),
+        )
+
+    async def _send(self, ticket: Ticket, batch: Batch, deployment: Deployment) -> Sent:
+        """Upload a batch of a list, and book its rows."""
+        engine, rows = self._engine, len(batch.rows)
+        try:
+            sent = await self.carry(ticket, batch, deployment)
+        except BaseException as given_up:
+            engine.ended(ticket, outcome_if_given_up(ticket), error=given_up, rows=rows)
+            raise
+        queued = sum(row.outcome == "queued" for row in sent.rows)
+        if queued:
+            engine.ended(ticket, "queued", rows=queued)
+        if queued < rows:
+            fate = "unknown" if sent.error is None else outcome_of(sent.error)
+            engine.ended(ticket, fate, error=sent.error, rows=rows - queued)
+        return sent
+
+    async def carry(
+        self, ticket: Ticket, batch: Batch, deployment: Deployment, slot: Slot | None = None
+    ) -> Sent:
+        """Upload a batch and say what became of each row. Raises only when cancelled."""
+        engine, group = self._engine, batch.group
+        ticket.attempt_timeout = _ATTEMPT_TIMEOUT
+        digits = [row.digits for row in batch.rows]
+        url = group.schedule.result_url
+        subject = engine.subject("batch", None, *([url] if url else []))
+        request = bulk_request(
+            group.names,
+            [row.data for row in batch.rows],
+            group.schedule,
+            deployment,
+            engine.accept,
+        )
+        for row in batch.rows:
+            row.data = b""  # it is in the request now
+        try:
+            answers = await engine.runner.run(
+                ticket, request, lambda result: judge_batch(result, subject, digits), slot
+            )
+        except FuseError as error:
+            fate = outcome_of(error)
+            return Sent(
+                tuple(RowOutcome(row.index, row.line, fate, error=error) for row in batch.rows),
+                error,
+                isinstance(error, _ENDS_THE_LIST),
+            )
+        return await self._outcomes(batch, answers)
+
+    async def _outcomes(self, batch: Batch, answers: list[RowAnswer]) -> Sent:
+        base_url = self._engine.settings.base_url
+        error: FuseError | None = None
+        outcomes: list[RowOutcome] = []
+        for row, answer in zip(batch.rows, answers, strict=True):
+            if answer.queued:
+                url = None if answer.call_id is None else status_url(base_url, answer.call_id)
+                call = QueuedCall(
+                    answer.call_id, url, "bulk_queue", answer.id_match, row.key, row.tag
+                )
+                outcomes.append(RowOutcome(row.index, row.line, "queued", call))
+            else:
+                error = error or OutcomeUnknown(
+                    "Fuse's answer to the list names other calls than this one.",
+                    reason="unreadable",
+                    status=200,
+                    hint="Look for it in the call logs before you hand it in again.",
+                )
+                outcomes.append(RowOutcome(row.index, row.line, "unknown", error=error))
+            if len(outcomes) % _PORTION == 0:
+                await asyncio.sleep(0)
+        return Sent(tuple(outcomes), error)
+
+
+def _check_whole(name: str, value: object, low: int, high: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise ConfigurationError(f"{name} must be a whole number from {low} to {high}.")

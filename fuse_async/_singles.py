@@ -1,0 +1,286 @@
+"""The way of one call through the guard: alone, or together with others who wait."""
+
+from __future__ import annotations
+
+import contextvars
+import copy
+import warnings
+
+from fuse_async._batches import Batch
+from fuse_async._bulk import CellProblem, Schedule, text_metadata
+from fuse_async._coalescer import GroupCommit, Member
+from fuse_async._engine import Engine, outcome_if_given_up, outcome_of
+from fuse_async._events import CallBatched, CallWaiting, CallWarned
+from fuse_async._guard import CallSite, SingleCallGuard
+from fuse_async._limiter import Slot
+from fuse_async._lists import MAX_BYTES, MAX_ROWS, Lists
+from fuse_async._requests import queue_request
+from fuse_async._rows import Row, Rows
+from fuse_async._runner import Ticket
+from fuse_async._verdicts import judge_queued
+from fuse_async.errors import (
+    FuseError,
+    NotSent,
+    OutcomeUnknown,
+    SingleCallLoop,
+    SingleCallLoopWarning,
+)
+from fuse_async.models import Call, Deployment, QueuedCall
+
+__all__ = ["Singles"]
+
+
+class Singles:
+    """Queues calls that are handed in one by one."""
+
+    def __init__(self, engine: Engine, guard: SingleCallGuard, lists: Lists) -> None:
+        self._engine = engine
+        self._guard = guard
+        self._lists = lists
+        self._rows = Rows(engine.settings.numbers, Schedule(), MAX_BYTES, False)
+        self._commit = self._new_commit()
+        self._batches = 0
+        engine.on_new_loop(self._forget)
+
+    def _new_commit(self) -> GroupCommit:
+        engine = self._engine
+        return GroupCommit(
+            engine.limiter, engine.clock, MAX_ROWS, MAX_BYTES, engine.own, self._send, _ended_error
+        )
+
+    def _forget(self) -> None:
+        self._commit = self._new_commit()
+
+    def close(self) -> None:
+        """Stand in no line any more."""
+        self._commit.close()
+
+    async def queue(
+        self, call: Call, deployment: Deployment, timeout: float | None, site: CallSite
+    ) -> QueuedCall:
+        """Queue one checked call; see `FuseClient.queue_call`."""
+        engine = self._engine
+        ticket = engine.ticket("call", timeout, deployment, call.key, call.tag)
+        ticket.urgent = True
+        if self._guard.mode != "batch":
+            self._watch(ticket, site)
+            return await self._alone(ticket, call, deployment)
+        row = self._rows.take(call, 0)
+        if not isinstance(row, Row):  # nested variables, or a cell that PHP would misread
+            self._watch(ticket, site)
+            return await self._alone(ticket, call, deployment)
+        slot = None if self._commit.waiting else engine.limiter.try_acquire()
+        if slot is not None:
+            return await self._alone(ticket, call, deployment, slot, _as_text(call))
+        return await self._together(ticket, call, row, site)
+
+    # -- alone ---------------------------------------------------------------------------------
+
+    async def _alone(
+        self,
+        ticket: Ticket,
+        call: Call,
+        deployment: Deployment,
+        slot: Slot | None = None,
+        metadata: str | None = None,
+    ) -> QueuedCall:
+        engine = self._engine
+        subject = engine.subject("call", call)
+        request = queue_request(call, deployment, engine.accept, metadata)
+        queued = await engine.booked(
+            ticket,
+            engine.runner.run(ticket, request, lambda result: judge_queued(result, subject), slot),
+        )
+        engine.ended(ticket, "queued", call_id=queued.call_id)
+        return queued
+
+    def _watch(self, ticket: Ticket, site: CallSite) -> None:
+        """Count a single call, and warn or refuse."""
+        assert ticket.place is not None
+        watch = self._engine.account.watch(*ticket.place)
+        try:
+            text = watch.check(self._guard, site, self._engine.clock.now())
+        except SingleCallLoop as refusal:
+            refusal.key, refusal.tag = ticket.key, ticket.tag
+            raise
+        if text is None:
+            return
+        if self._engine.listeners:
+            self._engine.emit(
+                CallWarned(
+                    call_no=ticket.call_no, key=ticket.key, tag=ticket.tag, call_site=str(site)
+                )
+            )
+        warnings.warn_explicit(
+            text, SingleCallLoopWarning, site.filename, site.lineno, module=site.module
+        )
+
+    # -- together ------------------------------------------------------------------------------
+
+    async def _together(
+        self, ticket: Ticket, call: Call, row: Row, site: CallSite
+    ) -> QueuedCall:
+        engine = self._engine
+        counters = engine.runner.counters
+        if counters.waiting >= engine.max_waiting:
+            refusal = NotSent(
+                f"{counters.waiting} calls of this client wait already.",
+                reason="backlog",
+                hint="Hand it in again later; the guard's max_waiting sets the bound.",
+                key=call.key,
+                tag=call.tag,
+            )
+            engine.ended(ticket, "not_sent", error=refusal)
+            raise refusal
+        assert ticket.place is not None
+        context = contextvars.copy_context() if engine.listeners else None
+        member = Member(call, row, ticket.place, ticket.deadline, ticket, site, context)
+        ticket.wait = member
+        if engine.listeners:
+            engine.emit(CallWaiting(call_no=ticket.call_no, key=ticket.key, tag=ticket.tag))
+        engine.runner.open.add(ticket)
+        counters.waiting += 1
+        try:
+            return await self._commit.ride(member)
+        except FuseError as error:
+            if not member.riding:
+                self._settle(member, error)
+            raise
+        except BaseException as given_up:
+            # A riding member's row is booked by the task that carries it.
+            if not member.riding:
+                self._settle(member, given_up)
+            raise
+
+    def _settle(self, member: Member, ending: QueuedCall | BaseException) -> None:
+        """Book a member's one outcome, and give the answer to whoever still waits for it."""
+        engine, ticket = self._engine, member.ticket
+        if not member.riding:
+            self._waited(member)
+        engine.runner.close(ticket)
+        if isinstance(ending, QueuedCall):
+            engine.ended(ticket, "queued", call_id=ending.call_id, context=member.context)
+        else:
+            outcome = outcome_of(ending) if isinstance(ending, FuseError) else "not_sent"
+            engine.ended(ticket, outcome, error=ending, context=member.context)
+        if member.riding and isinstance(ending, (QueuedCall, FuseError)):
+            self._commit.arrived(member, ending)
+
+    def _waited(self, member: Member) -> None:
+        counters = self._engine.runner.counters
+        counters.waiting -= 1
+        waited = self._engine.clock.now() - member.ticket.started
+        member.ticket.waited += waited
+        counters.waited_seconds += waited
+        member.ticket.wait = None
+
+    def _send(self, members: list[Member], slot: Slot) -> None:
+        """Send the members that share a slot, in a task of the client's own."""
+        for member in members:
+            self._waited(member)
+        if len(members) == 1:
+            self._engine.own(self._carry_one(members[0], slot))
+        else:
+            self._engine.own(self._carry(members, slot))
+
+    async def _carry_one(self, member: Member, slot: Slot) -> None:
+        engine, ticket, call = self._engine, member.ticket, member.call
+        deployment = Deployment(*member.place)
+        try:
+            if call.result_url is not None:  # it waited, and nobody came who shares it
+                self._watch(ticket, member.site)
+        except (SingleCallLoop, SingleCallLoopWarning) as refusal:
+            slot.give_back()
+            error = (
+                refusal
+                if isinstance(refusal, FuseError)
+                else NotSent(str(refusal), reason="stopped", key=call.key, tag=call.tag)
+            )
+            self._settle(member, error)
+            return
+        subject = engine.subject("call", call)
+        request = queue_request(call, deployment, engine.accept, _as_text(call))
+        try:
+            queued = await engine.runner.run(
+                ticket, request, lambda result: judge_queued(result, subject), slot
+            )
+        except FuseError as error:
+            self._settle(member, error)
+        except BaseException:
+            self._give_up(member, outcome_if_given_up(ticket) != "not_sent")
+            raise
+        else:
+            self._settle(member, queued)
+
+    async def _carry(self, members: list[Member], slot: Slot) -> None:
+        engine = self._engine
+        batch = Batch(members[0].row.group)
+        batch.rows = [member.row for member in members]
+        deadline = max(member.deadline for member in members)
+        ticket = engine.ticket("batch", None, Deployment(*members[0].place))
+        ticket.deadline = deadline
+        self._batches += 1
+        for member in members:
+            if member.context is not None:
+                engine.emit(
+                    CallBatched(
+                        call_no=member.ticket.call_no,
+                        key=member.ticket.key,
+                        tag=member.ticket.tag,
+                        batch_no=self._batches,
+                        size=len(members),
+                    ),
+                    member.context,
+                )
+        try:
+            sent = await self._lists.carry(ticket, batch, Deployment(*members[0].place), slot)
+        except BaseException:
+            for member in members:
+                self._give_up(member, outcome_if_given_up(ticket) != "not_sent")
+            raise
+        for member, outcome in zip(members, sent.rows, strict=True):
+            member.ticket.attempts = ticket.attempts
+            if outcome.call is not None:
+                self._settle(member, outcome.call)
+                continue
+            # Its own object: a shared one would collect everybody's traceback.
+            error = copy.copy(outcome.error or sent.error)
+            assert error is not None
+            error.key, error.tag = member.call.key, member.call.tag
+            self._settle(member, error)
+
+    def _give_up(self, member: Member, maybe_placed: bool) -> None:
+        """The client's task was cancelled under the callers, as when a loop ends."""
+        text = "The event loop ended while the call was under way."
+        call = member.call
+        self._settle(
+            member,
+            OutcomeUnknown(text, reason="interrupted", key=call.key, tag=call.tag)
+            if maybe_placed
+            else NotSent(text, reason="closed", key=call.key, tag=call.tag),
+        )
+
+
+def _as_text(call: Call) -> str | None:
+    """The call's variables as a list would carry them, so that their types do not change with
+    the load. Only called where a list can carry them."""
+    variables = call.metadata
+    if variables is None:
+        return None
+    try:
+        return text_metadata(variables)
+    except CellProblem:
+        return None
+
+
+def _ended_error(member: Member) -> NotSent:
+    closed = member.ticket.ended_by == "closed"
+    return NotSent(
+        "The client was closed before the call could be sent."
+        if closed
+        else "cancel_all_pending stopped the call before it was sent.",
+        reason=member.ticket.ended_by or "closed",
+        hint="Hand it in again with an open client." if closed else "",
+        key=member.call.key,
+        tag=member.call.tag,
+    )
