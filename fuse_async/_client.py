@@ -147,6 +147,7 @@ class FuseClient:
                 f"fuse-async/{__version__}",
                 session,
                 trust_env,
+                clock,
             ),
             account.limiter() if limiter is None else limiter,
             retry,

@@ -52,8 +52,8 @@ class SingleCallGuard:
     with nobody (a `result_url` of its own) goes out single, and is warned about and refused as in
     "steer". Choose it for web backends.
 
-    ``mode="off"``: only the limiter. `max_waiting`: calls that may wait at the same time in this client; one more is
-    `NotSent` ("backlog").
+    ``mode="off"``: only the limiter. `max_waiting`: calls that may wait at the same time in this
+    client; one more is `NotSent` ("backlog").
 
     The counts are per deployment and shared by all clients of an account in this process, so that
     a client per call does not dodge them. Refused calls do not count. The numbers are ours; Fuse
@@ -173,8 +173,7 @@ class LoopWatch:
         )
         return (
             f"{count + 1} single calls were queued within {guard.window:g} s, this one from this"
-            " line. Fuse asks for its multiple-calls endpoint (bulk_queue) for more than one call at a time:"
-            f" a loop of single calls can make all calls fail.{limit}"
+            f" line. A loop of single calls can make all calls fail. {_BETTER}{limit}"
         )
 
     def _count(self, window: float, now: float) -> int:

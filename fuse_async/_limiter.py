@@ -161,6 +161,7 @@ class SlidingWindowLimiter:
     """
 
     __slots__ = (
+        "__weakref__",
         "_clock",
         "_cooling",
         "_deadlines",
@@ -180,7 +181,6 @@ class SlidingWindowLimiter:
         "_urgent",
         "_urgent_in_a_row",
         "_waiting",
-        "__weakref__",
     )
 
     def __init__(

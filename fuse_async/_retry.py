@@ -22,7 +22,16 @@ from tenacity.wait import wait_base, wait_random_exponential
 from fuse_async._clock import Clock
 from fuse_async.errors import ConfigurationError, FuseError
 
-__all__ = ["LONGEST_HINT", "Budget", "Cause", "Failure", "Kind", "RetryPolicy", "resend", "sent_again"]
+__all__ = [
+    "LONGEST_HINT",
+    "Budget",
+    "Cause",
+    "Failure",
+    "Kind",
+    "RetryPolicy",
+    "resend",
+    "sent_again",
+]
 
 _log = logging.getLogger("fuse_async")
 

@@ -28,7 +28,7 @@ from typing import Any
 
 from fuse_async.errors import ConfigurationError, InvalidContacts
 
-__all__ = ["LONGEST", "QUOTE_KINDS", "Source", "lines", "records"]
+__all__ = ["LONGEST", "QUOTE_KINDS", "Source", "first_line", "lines", "records"]
 
 _CHUNK = 1 << 16  # bytes or characters
 LONGEST = 1 << 20  # characters of one row, all its lines together
@@ -61,6 +61,7 @@ class Source:
         self._mine = contextlib.ExitStack()
         self._encoding = encoding
         self.pending = 0  # characters read since the last row was complete
+        self.problem: InvalidContacts | None = None  # why reading ended too early
         if path_or_file == "-":
             path_or_file = getattr(sys.stdin, "buffer", sys.stdin)
         elif not hasattr(path_or_file, "read"):
@@ -89,15 +90,18 @@ class Source:
         form: dict[str, Any] = {"mode": "w+b"}
         if self.is_text:
             form = {"mode": "w+", "encoding": "utf-8", "errors": "surrogatepass", "newline": ""}
+        copy = tempfile.SpooledTemporaryFile(LONGEST, **form)  # noqa: SIM115 - see close()
+        self._mine.callback(copy.close)
         try:
-            copy = tempfile.SpooledTemporaryFile(LONGEST, **form)  # noqa: SIM115 - see close()
-            self._mine.callback(copy.close)
             while data := self._read():
                 copy.write(data)
-        except BaseException:
+        except OSError as error:  # no space left
+            self.problem = _unreadable(error.strerror or "it cannot be copied")
+        finally:
             data = None
+        if self.problem is not None:
             self.close()
-            raise
+            raise self.problem
         self._file, self._start = copy, 0
 
     def close(self) -> None:
@@ -110,19 +114,19 @@ class Source:
         self._file.seek(self._start)
 
     def _read(self) -> Any:
+        """Return what comes next. After the last piece, and where there is a `problem`: nothing."""
         why = ""
         try:
             data = self._file.read(_CHUNK)
-        except UnicodeError:  # of a text file that decodes by itself; it quotes what it read
-            data = None
-            why = _DECODING[0]
+        except UnicodeError:  # of a text file that decodes by itself, no telling where
+            rule, hint = _DECODING
+            self.problem = InvalidContacts(f"The file {rule}.", kind="undecodable", hint=hint)
+            return ""
         except OSError as error:
-            data = None
-            why = error.strerror or "reading failed"
-        if data is None and why == _DECODING[0]:
-            raise InvalidContacts(f"The contact file {why}.", kind="undecodable", hint=_DECODING[1])
+            data, why = None, error.strerror or "reading failed"
         if data is None:
-            raise _unreadable(why or "it has nothing to read yet")
+            self.problem = _unreadable(why or "it has nothing to read yet")
+            return b""
         return data
 
     def _decoded(self) -> Iterator[tuple[str, bool]]:
@@ -140,6 +144,8 @@ class Source:
         more = True
         while more:
             more = bool(data)
+            if self.problem is not None:
+                return
             state = decoder.getstate()
             bad = None
             try:
@@ -196,8 +202,20 @@ def lines(source: Source) -> Iterator[list[str]]:
             rule, hint = _NUL if kind == "nul" else _DECODING
             raise InvalidContacts(f"The file {rule}.", kind=kind, line=line, hint=hint)
         yield ready
+    if source.problem is not None:
+        del tail
+        text, ready = "", []
+        raise source.problem
     if tail:
         yield [tail]
+
+
+def first_line(source: Source) -> str:
+    """Return the first physical line, or "" where it is none or does not end."""
+    try:
+        return next(chain.from_iterable(lines(source)), "")
+    except _TooLong:
+        return ""
 
 
 def _opening_line(source: Source, delimiter: str, line: int) -> int:

@@ -20,7 +20,9 @@ import aiohttp
 import attrs
 from yarl import URL
 
+from fuse_async._clock import Clock
 from fuse_async._http import MIB, Answer, Lost, NeverLeft, Request, Result
+from fuse_async._interrupt import Interruptible, Watchdog
 from fuse_async._secret import Secret
 from fuse_async.errors import ConfigurationError, mask
 
@@ -77,7 +79,16 @@ class Transport:
     environment names.
     """
 
-    __slots__ = ("_base_url", "_borrowed", "_headers", "_proxy", "_session", "_trust_env")
+    __slots__ = (
+        "_base_url",
+        "_borrowed",
+        "_clock",
+        "_headers",
+        "_proxy",
+        "_session",
+        "_trust_env",
+        "_watchdog",
+    )
 
     def __init__(
         self,
@@ -86,10 +97,13 @@ class Transport:
         user_agent: str,
         borrowed: aiohttp.ClientSession | None,
         trust_env: bool,
+        clock: Clock,
     ) -> None:
         self._base_url = base_url
         self._borrowed = borrowed
         self._trust_env = trust_env
+        self._clock = clock
+        self._watchdog = Watchdog(clock)
         self._proxy: str | None = None
         self._headers: dict[str, str | Secret] = {
             "Authorization": authorization,
@@ -148,9 +162,12 @@ class Transport:
         if self._session is None:
             self.open()
         token = _progress.set(progress)
+        wait = Interruptible()
+        self._watchdog.watch(wait, self._clock.now() + timeout)
         try:
-            async with asyncio.timeout(timeout):
+            with wait:
                 return await self._exchange(request, progress)
+            return _timed_out(progress, timeout)
         except asyncio.CancelledError as cancelled:
             # aiohttp's frames hold the Authorization header, and whoever renders this traceback
             # with its locals would show it.
@@ -164,12 +181,6 @@ class Transport:
             return NeverLeft("tls", _detail(error))
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             return NeverLeft("connect", _detail(error))
-        except TimeoutError:
-            if progress.head is not None:
-                return attrs.evolve(progress.head, complete=False, broke="timeout")
-            if progress.may_have_left:
-                return Lost("timeout", f"no answer within {timeout:.1f} s")
-            return NeverLeft("connect", f"no connection within {timeout:.1f} s")
         except _SentBefore:
             return Lost("disconnected", "the connection was closed without an answer")
         except Exception as error:
@@ -181,6 +192,7 @@ class Transport:
                 return NeverLeft("connect", _detail(error))
             return Lost("disconnected", _detail(error))
         finally:
+            self._watchdog.forget(wait)
             _progress.reset(token)
 
     async def _exchange(self, request: Request, progress: Progress) -> Answer:
@@ -199,9 +211,7 @@ class Transport:
             allow_redirects=False,
             proxy=self._proxy,
         )
-        progress.head = head = Answer(
-            response.status, {name.lower(): value for name, value in response.headers.items()}, b""
-        )
+        progress.head = head = Answer(response.status, response.headers, b"")
         try:
             return await _read(response, head, request.answer_limit)
         finally:
@@ -210,6 +220,7 @@ class Transport:
 
     async def close(self) -> None:
         """Close the connections; what is under way breaks off."""
+        self._watchdog.stop()
         session, self._session = self._session, None
         if session is None:
             return
@@ -217,6 +228,7 @@ class Transport:
 
     def abandon(self) -> None:
         """Let go of a session whose loop is gone, without a word from aiohttp about it."""
+        self._watchdog = Watchdog(self._clock)
         session, self._session = self._session, None
         if session is None:
             return
@@ -234,6 +246,14 @@ def _drop(connector: aiohttp.BaseConnector) -> None:
     except (StopIteration, RuntimeError):
         return
     closing.close()
+
+
+def _timed_out(progress: Progress, timeout: float) -> Result:
+    if progress.head is not None:
+        return attrs.evolve(progress.head, complete=False, broke="timeout")
+    if progress.may_have_left:
+        return Lost("timeout", f"no answer within {timeout:.1f} s")
+    return NeverLeft("connect", f"no connection within {timeout:.1f} s")
 
 
 async def _read(response: aiohttp.ClientResponse, head: Answer, limit: int) -> Answer:

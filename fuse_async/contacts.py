@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from itertools import chain
+from io import BytesIO, TextIOWrapper
 from json.encoder import encode_basestring_ascii
 from os import PathLike
 from typing import IO, Any, cast
@@ -19,7 +19,7 @@ import attrs
 
 from fuse_async._bulk import RESERVED_NAMES
 from fuse_async._phone import NumberRules, PhoneNumber, scan
-from fuse_async._tables import QUOTE_KINDS, Source, lines, records
+from fuse_async._tables import QUOTE_KINDS, Source, first_line, records
 from fuse_async.errors import ConfigurationError, InvalidCall, InvalidContacts, mask
 from fuse_async.models import Call, _Json
 
@@ -27,7 +27,7 @@ __all__ = ["ContactRow", "read_contacts"]
 
 _RULES = NumberRules()
 _SEPARATORS = (",", "\t", "|", ";")  # the last one may be part of a number
-_SEP_LINE = re.compile(r'"?sep=([^"\r\n])"?[\r\n]*', re.IGNORECASE).fullmatch
+_SEP_LINE = re.compile(r'("?)sep=([^"\r\n])\1[\r\n]*', re.IGNORECASE).fullmatch
 _NUMBER_COLUMNS = ("phone_number", "phone", "destination")
 
 
@@ -82,16 +82,26 @@ class _Layout:
         return "{" + ",".join(name.replace("%", "%%") + ":%s" for name in names) + "}"
 
 
+def _at(place: int, width: int) -> list[int]:
+    return [place - 1] if 1 <= place <= width else []
+
+
 def _found(names: tuple[str, ...], wanted: str | int | None) -> list[int]:
     """Return the columns that may be the one with the numbers."""
     if wanted is None:
         return [i for i, name in enumerate(names) if _key(name) in _NUMBER_KEYS]
+    if isinstance(wanted, int):
+        return _at(wanted, len(names))
+    exact = [i for i, name in enumerate(names) if name == wanted.strip()]
+    alike = [i for i, name in enumerate(names) if name and _key(name) == _key(wanted)]
+    by_place = _at(int(wanted), len(names)) if wanted.isdecimal() else []
+    return exact or alike or by_place
+
+
+def _found_without_header(width: int, wanted: str | int | None) -> list[int]:
     if isinstance(wanted, str):
-        exact = [i for i, name in enumerate(names) if name == wanted.strip()]
-        alike = [i for i, name in enumerate(names) if name and _key(name) == _key(wanted)]
-        if exact or alike or not wanted.isdecimal():
-            return exact or alike
-    return [int(wanted) - 1] if 1 <= int(wanted) <= len(names) else []
+        return _at(int(wanted), width) if wanted.isdecimal() else []
+    return _at(1 if wanted is None else wanted, width)
 
 
 def _is_data(cell: str) -> bool:
@@ -180,9 +190,9 @@ def _layout(
     or none, the one that makes most columns.
     """
     skipped = 0
-    sep_line = _SEP_LINE(next(chain.from_iterable(lines(source)), "").lstrip("\ufeff"))
+    sep_line = _SEP_LINE(first_line(source))
     if sep_line:
-        skipped, delimiter = 1, delimiter or sep_line[1]
+        skipped, delimiter = 1, delimiter or sep_line[2]
     best: tuple[bool, int, str, int, tuple[str, ...]] | None = None
     problem = None
     for candidate in _SEPARATORS if delimiter is None else (delimiter,):
@@ -194,21 +204,22 @@ def _layout(
                 return error
             problem = problem or error
             continue
-        if first is None:
-            continue
+        if first is None:  # nothing but blanks and this separator
+            return InvalidContacts("The file is empty.", kind="empty", hint=_ACCEPTED)
         line, cells = first
         names = tuple(map(_name, cells))
         if header:
             fits = bool(_found(names, wanted))
         else:
-            place = _found(names, wanted or 1)
+            place = _found_without_header(len(cells), wanted)
             fits = bool(place) and _parses(cells[place[0]])
         # Without a header the first that fits: a semicolon may be part of a number.
         rank = (fits, len(cells) if header or not fits else 0)
         if best is None or rank > best[:2]:
             best = (*rank, candidate, line, names)
-    if best is None:
-        return problem or InvalidContacts("The file is empty.", kind="empty", hint=_ACCEPTED)
+    if problem and (best is None or (not best[0] and len(best[-1]) == 1)):
+        return problem  # no other separator explains the first row either
+    assert best is not None
     _, _, delimiter, line, names = best
     if header:
         read = _with_header(names, line, wanted)
@@ -216,8 +227,8 @@ def _layout(
             return read
         number, names = read
     else:
-        place = _found(names, wanted or 1)
-        if not place or (isinstance(wanted, str) and not wanted.isdecimal()):
+        place = _found_without_header(len(names), wanted)
+        if not place:
             return _wrong(
                 "There is no such column.", "no_number_column", line, ("***",) * len(names),
                 "Without a header number_column= is the column's place, the first being 1.",
@@ -405,11 +416,12 @@ def read_contacts(
     """
     if delimiter is not None and (len(delimiter) != 1 or delimiter in '"\r\n\x00'):
         raise ConfigurationError("delimiter= must be one character, and no quote or line end.")
-    if isinstance(number_column, bool) or (isinstance(number_column, int) and number_column < 1):
+    kind = type(number_column)
+    if kind not in (str, int, type(None)) or (isinstance(number_column, int) and number_column < 1):
         raise ConfigurationError("number_column= must be a name, or a place from 1 on.")
     if encoding is not None:
         try:
-            b"".decode(encoding)
+            TextIOWrapper(BytesIO(), encoding)
         except (LookupError, ValueError):
             raise ConfigurationError("encoding= is not the name of a text encoding.") from None
     rows = _rows(Source(path_or_file, encoding), delimiter, number_column, header, rules)

@@ -52,7 +52,10 @@ MASK = "***"
 _BETWEEN = r"\s().\-/\u00a0\u00ad\u200b-\u200f\u2010-\u2015\u2060\u2212\ufeff\uff0d"
 _PHONE_LIKE = re.compile(rf"[+(]?\d(?:[{_BETWEEN}]{{0,3}}\d){{6,}}")
 _SLASHES = r"(?:\\?/\\?/|%2[fF]%2[fF])"
-_URL = re.compile(rf"(https?)(:|%3[aA])({_SLASHES})((?:[^\s\"'<>]|'(?=[\w/%&=~+-]))*)", re.IGNORECASE)
+# A quote inside of a URL belongs to it; one that ends a quoted URL has no letter or sign after it.
+_URL = re.compile(
+    rf"(https?)(:|%3[aA])({_SLASHES})((?:[^\s\"'<>]|'(?=[\w/%&=~+-]))*)", re.IGNORECASE
+)
 _HOST = re.compile(
     r"(?:[^/\\?#\s]*(?:@|%40))?([A-Za-z0-9.\-]+(?::\d+)?|\[[0-9A-Fa-f:.]+\](?::\d+)?)"
 )

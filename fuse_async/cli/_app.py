@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 
 import click
@@ -11,12 +12,18 @@ from fuse_async._version import __version__
 from fuse_async.cli._calls import cancel, queue, status
 from fuse_async.cli._demo import demo
 from fuse_async.cli._exit import Exit
+from fuse_async.cli._options import examples
 from fuse_async.cli._output import Output, Problem
 from fuse_async.cli._sandbox import sandbox
 
 __all__ = ["app", "run"]
 
-_EPILOG = """\
+_EPILOG = examples(
+    "fuse-async demo                      # try it without an account",
+    "fuse-async queue '+1 617 555 0101' --ani 8005550199 --deployment 12/34",
+)
+_EPILOG += """
+
 \b
 Who is asking: FUSE_EMAIL and FUSE_DEVELOPER_KEY, or --key-file, or --netrc.
 The key is never an argument, since every user can read those.
@@ -40,14 +47,7 @@ _EPILOG += "\n".join(f"  {code.value:>3}  {code.meaning}" for code in Exit)
 )
 @click.version_option(__version__, prog_name="fuse-async", message="%(prog)s %(version)s")
 def app() -> None:
-    r"""Queue outbound phone calls at Plum Voice Fuse, safely.
-
-    \b
-    Try it without an account:
-      fuse-async demo
-    Queue one call:
-      fuse-async queue "+1 617 555 0101" --ani 8005550199 --deployment 12/34
-    """
+    """Queue outbound phone calls at Plum Voice Fuse, safely."""
 
 
 for _command in (demo, queue, status, cancel, sandbox):
@@ -60,6 +60,7 @@ def run(args: list[str]) -> int:
     logging.getLogger("fuse_async").addHandler(logging.NullHandler())
     # For what fails before a command has read its own options.
     output = Output(as_json="--json" in args)
+    output.hide(os.environ.get("FUSE_DEVELOPER_KEY"))
     try:
         code = app.main(args, prog_name="fuse-async", standalone_mode=False)
     except click.UsageError as error:
@@ -85,7 +86,7 @@ def _usage(error: click.UsageError) -> Problem:
     command = "fuse-async" if context is None else context.command_path
     happened = error.format_message()
     if type(error).__name__ == "NoArgsIsHelpError":
-        happened = "No command was given."
+        happened = f"No command was given. There are: {', '.join(app.commands)}."
     elif found := _SHOWS_WORDS(happened):
         # A stray word may be half of a number, or a key that somebody tried to pass.
         happened = f"{found[0]}. Put a number with spaces into quotes."

@@ -12,7 +12,14 @@ import click
 
 from fuse_async.cli._credentials import Account
 from fuse_async.cli._exit import Exit
-from fuse_async.cli._options import DEPLOYMENT, INSTANT, account_options, json_option
+from fuse_async.cli._options import (
+    DEPLOYMENT,
+    INSTANT,
+    account_options,
+    examples,
+    json_option,
+    timeout_option,
+)
 from fuse_async.cli._output import Output, Problem
 
 if TYPE_CHECKING:
@@ -25,7 +32,13 @@ __all__ = ["cancel", "queue", "status"]
 # -- queue ----------------------------------------------------------------------------------------
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "fuse-async queue '+1 617 555 0101' --ani 8005550199 --deployment 12/34",
+        "fuse-async queue 6175550101 --var first_name=Ana --start 2030-01-31T09:00:00-05:00",
+        """fuse-async queue 6175550101 --metadata '{"first_name": "Ana"}' --json""",
+    )
+)
 @click.argument("number")
 @click.option(
     "--metadata",
@@ -72,14 +85,7 @@ __all__ = ["cancel", "queue", "status"]
     metavar="APP/DEPLOYMENT",
     help="Where to queue, as 12/34.  [default: FUSE_APPLICATION_ID and FUSE_DEPLOYMENT_ID]",
 )
-@click.option(
-    "--timeout",
-    type=click.FloatRange(min=0, min_open=True),
-    default=60.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="For the whole command: all attempts and all pauses.",
-)
+@timeout_option
 @account_options
 @json_option
 def queue(
@@ -96,19 +102,13 @@ def queue(
     as_json: bool,
     **fields: Any,
 ) -> None:
-    r"""Queue one call to NUMBER.
+    """Queue one call to NUMBER.
 
     A 500 is sent again, a refusal never is, and neither is a request whose answer was lost: then
     the exit code is 5, and the call MAY have been placed.
 
     Do not loop over this command for a list: Fuse warns that a loop of single calls can make all
     calls fail.
-
-    \b
-    Examples:
-      fuse-async queue "+1 617 555 0101" --ani 8005550199 --deployment 12/34
-      fuse-async queue 6175550101 --var first_name=Ana --start 2030-01-31T09:00:00-05:00
-      fuse-async queue 6175550101 --metadata '{"first_name": "Ana"}' --json
     """
     from fuse_async import NumberRules, PhoneNumber
     from fuse_async.cli._perform import client, perform
@@ -123,9 +123,9 @@ def queue(
     async def work(journal: Journal) -> tuple[QueuedCall, Call]:
         rules = NumberRules({"US", "CA", *countries})
         call = Call(PhoneNumber.parse(dialled, rules), metadata=words, **fields)
-        fuse = client(Account(email, key_file, netrc), output, journal, rules)
+        fuse = client(Account(email, key_file, netrc), output, journal, timeout, rules)
         async with fuse:
-            return await fuse.queue_call(call, deployment=deployment, timeout=timeout), call
+            return await fuse.queue_call(call, deployment=deployment), call
 
     queued, call = perform(output, "queue", work)
     if call.phone_number.ani is None:
@@ -204,29 +204,30 @@ def _queued_lines(queued: QueuedCall, call: Call) -> list[str]:
 # -- status ---------------------------------------------------------------------------------------
 
 
-@click.command()
+@click.command(epilog=examples("fuse-async status 761", "fuse-async status 761 --json"))
 @click.argument("call_id", type=click.IntRange(min=1))
+@timeout_option
 @account_options
 @json_option
 def status(
-    call_id: int, email: str | None, key_file: Path | None, netrc: bool, as_json: bool
+    call_id: int,
+    timeout: float,
+    email: str | None,
+    key_file: Path | None,
+    netrc: bool,
+    as_json: bool,
 ) -> None:
-    r"""Ask Fuse how the call CALL_ID is doing.
+    """Ask Fuse how the call CALL_ID is doing.
 
-    \b
-    States: queued, dialing, connected; final are completed, canceled, rejected, and
-    failed, which means dialled and not answered. The state lags behind the dialling.
-
-    \b
-    Example:
-      fuse-async status 761
+    Its states are queued, dialing and connected, and at the end completed, canceled, rejected or
+    failed, which means dialled and not answered. What Fuse says lags behind the dialling.
     """
     from fuse_async.cli._perform import client, perform
 
     output = Output(as_json=as_json)
 
     async def work(journal: Journal) -> CallDetails:
-        async with client(Account(email, key_file, netrc), output, journal) as fuse:
+        async with client(Account(email, key_file, netrc), output, journal, timeout) as fuse:
             return await fuse.call_status(call_id)
 
     details = perform(output, "status", work)
@@ -296,7 +297,9 @@ def _time(seconds: int | None) -> str | None:
 # -- cancel ---------------------------------------------------------------------------------------
 
 
-@click.command()
+@click.command(
+    epilog=examples("fuse-async cancel 12/34", "fuse-async cancel 12/34 --confirm 12/34")
+)
 @click.argument("deployment", type=DEPLOYMENT)
 @click.option(
     "--confirm",
@@ -304,24 +307,21 @@ def _time(seconds: int | None) -> str | None:
     allow_from_autoenv=False,
     help="The deployment once more, for scripts; without it you are asked to type it.",
 )
+@timeout_option
 @account_options
 @json_option
 def cancel(
     deployment: tuple[int, int],
     confirm: str | None,
+    timeout: float,
     email: str | None,
     key_file: Path | None,
     netrc: bool,
     as_json: bool,
 ) -> None:
-    r"""Cancel ALL pending calls of DEPLOYMENT, whoever queued them.
+    """Cancel ALL pending calls of DEPLOYMENT, whoever queued them.
 
     Fuse knows no way to cancel one call. A call that is just going out may still ring.
-
-    \b
-    Examples:
-      fuse-async cancel 12/34
-      fuse-async cancel 12/34 --confirm 12/34
     """
     from fuse_async.cli._perform import client, ended, perform
 
@@ -347,7 +347,7 @@ def cancel(
         )
 
     async def work(journal: Journal) -> None:
-        async with client(Account(email, key_file, netrc), output, journal) as fuse:
+        async with client(Account(email, key_file, netrc), output, journal, timeout) as fuse:
             await fuse.cancel_all_pending(deployment, confirm=name)
 
     perform(output, "cancel", work)

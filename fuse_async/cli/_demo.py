@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from fuse_async.cli._exit import Exit
-from fuse_async.cli._options import json_option
+from fuse_async.cli._options import examples, json_option
 from fuse_async.cli._output import Output, Problem
 
 if TYPE_CHECKING:
@@ -18,19 +18,17 @@ if TYPE_CHECKING:
 __all__ = ["demo"]
 
 
-@click.command()
+@click.command(
+    short_help="Show what this does when things go wrong.",
+    epilog=examples("fuse-async demo", "fuse-async demo --json"),
+)
 @json_option
 def demo(as_json: bool) -> None:
-    r"""Show in under 20 seconds what this library does when things go wrong.
+    """Show in under 20 seconds what this library does when things go wrong.
 
     It starts a fake Fuse on this machine and queues calls there: no account is needed, nothing
     leaves the machine, no phone rings. Each step is checked by what the server counted; the exit
     code is 1 if one of them did not come out as told.
-
-    \b
-    Examples:
-      fuse-async demo
-      fuse-async demo --json
     """
     output = Output(as_json=as_json)
     if "FUSE_ONLY_NUMBERS" in os.environ:

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-__all__ = ["DEPLOYMENT", "INSTANT", "account_options", "json_option"]
+__all__ = [
+    "DEPLOYMENT",
+    "INSTANT",
+    "account_options",
+    "examples",
+    "json_option",
+    "timeout_option",
+]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -69,10 +76,27 @@ DEPLOYMENT = DeploymentType()
 INSTANT = InstantType()
 
 
+def examples(*lines: str) -> str:
+    """Return an epilog that shows `lines` as they are; click would fill them into a paragraph."""
+    return "\n".join(["\b", "Examples:", *(f"  {line}" for line in lines)])
+
+
 def json_option(command: F) -> F:
     """Add ``--json``."""
     return click.option(
         "--json", "as_json", is_flag=True, help="One JSON object on stdout, and nothing else there."
+    )(command)
+
+
+def timeout_option(command: F) -> F:
+    """Add ``--timeout``."""
+    return click.option(
+        "--timeout",
+        type=click.FloatRange(min=0, min_open=True),
+        default=60.0,
+        show_default=True,
+        metavar="SECONDS",
+        help="For all attempts and all pauses together.",
     )(command)
 
 
@@ -102,6 +126,6 @@ def account_options(command: F) -> F:
             help="The account, with --key-file or --netrc.  [default: FUSE_EMAIL]",
         ),
     ]
-    for option in options:
+    for option in reversed(options):
         command = option(command)
     return command

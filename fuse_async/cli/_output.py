@@ -56,7 +56,7 @@ class Output:
         if not _write(sys.stdout, "".join(f"{line}\n" for line in lines)):
             # The exit code tells what became of the call, so it must not become that of a pipe.
             self.note("The result could not be written: stdout is closed. It was:")
-            self.note(json.dumps(data))
+            _write(sys.stderr, f"{json.dumps(data)}\n")
 
     def problem(self, problem: Problem) -> None:
         """Write what happened, whether it was placed, and what to do now."""

@@ -79,6 +79,17 @@ _OPTIONS = {
     "result_url": "--result-url",
     "tag": "--tag",
 }
+# The library speaks to programmers.
+_IN_A_SHELL = (
+    ("NumberRules(countries=…)", "--country"),
+    ("Give ISO codes of two letters, as in countries={'US', 'CA'}.", "Give two letters, as GB."),
+    (
+        "Pass deployment=(application_id, deployment_id), or set",
+        "Give --deployment, as 12/34, or set",
+    ),
+    ("or pass email and developer_key", "or give --key-file or --netrc"),
+    ("base_url", "FUSE_BASE_URL"),
+)
 
 
 class Journal:
@@ -112,13 +123,17 @@ class Journal:
 
 
 def client(
-    account: Account, output: Output, journal: Journal, numbers: NumberRules = _RULES
+    account: Account,
+    output: Output,
+    journal: Journal,
+    timeout: float,
+    numbers: NumberRules = _RULES,
 ) -> FuseClient:
     """Return a client for one command. The key is hidden from all output from here on."""
     host = host_of(os.environ.get("FUSE_BASE_URL") or DEFAULT_BASE_URL)
     email, key = credentials(account, host)
     output.hide(key)
-    return FuseClient(email, key, numbers=numbers, listeners=[journal])
+    return FuseClient(email, key, timeout=timeout, numbers=numbers, listeners=[journal])
 
 
 def perform(output: Output, doing: Doing, work: Callable[[Journal], Coroutine[Any, Any, T]]) -> T:
@@ -150,21 +165,24 @@ def placed_words(doing: Doing, placed: Placed, call_id: int | None = None) -> st
 
 def _failed(doing: Doing, error: FuseError) -> Problem:
     code = exit_of(error)
+    # The rest of the text has lines of its own here.
     happened = str(error).removesuffix(error.hint).strip()
+    if _ASKED[doing]:
+        happened = happened.removesuffix(error._fate).strip()
     then = error.hint
     if isinstance(error, InvalidCall):
         happened = f"{_OPTIONS.get(error.field, error.field)} {error.rule}."
         if error.kind == "destination_not_allowed":
             then = "--country and FUSE_ONLY_NUMBERS say what may be dialled."
         then = f"{then} Nothing was sent.".strip()
-    elif code is Exit.USAGE:
-        happened = happened.replace("NumberRules(countries=…)", "--country")
     if doing == "queue" and code is Exit.UNKNOWN:
         then = _LOOK_FIRST[doing]
     if error.attempts:
         answers = ", ".join(attempt.cause for attempt in error.attempts)
-        requests = "1 request" if len(error.attempts) == 1 else f"{len(error.attempts)} requests"
-        happened = f"{happened} ({requests}: {answers})"
+        count = "1 attempt" if len(error.attempts) == 1 else f"{len(error.attempts)} attempts"
+        happened = f"{happened} ({count}: {answers})"
+    for words, shell_words in _IN_A_SHELL:
+        happened, then = happened.replace(words, shell_words), then.replace(words, shell_words)
     data: dict[str, object] = {
         "error": type(error).__name__,
         "reason": getattr(error, "reason", None),

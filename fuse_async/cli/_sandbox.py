@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from fuse_async.cli._exit import Exit
-from fuse_async.cli._options import json_option
+from fuse_async.cli._options import examples, json_option
 from fuse_async.cli._output import Output, Problem
 
 if TYPE_CHECKING:
@@ -18,7 +18,13 @@ if TYPE_CHECKING:
 __all__ = ["sandbox"]
 
 
-@click.command()
+@click.command(
+    short_help="Run a fake Fuse on this machine.",
+    epilog=examples(
+        "fuse-async sandbox --port 8080        # in one terminal; in another one,",
+        "fuse-async queue '+1 617 555 0101'    # after exporting what it printed",
+    ),
+)
 @click.option(
     "--port",
     type=click.IntRange(0, 65535),
@@ -36,15 +42,10 @@ __all__ = ["sandbox"]
 )
 @json_option
 def sandbox(port: int, collapse_above: float | None, as_json: bool) -> None:
-    r"""Run a fake Fuse on this machine until Ctrl-C, which is its normal end (exit code 0).
+    """Run a fake Fuse on this machine until Ctrl-C, which is its normal end (exit code 0).
 
     It prints the variables that point everything here to it, with an account made up for this
     run; then a line for each request, on stderr. No phone rings.
-
-    \b
-    Example, with two terminals:
-      fuse-async sandbox --port 8080        # export in the other one what it prints
-      fuse-async queue "+1 617 555 0101"
     """
     from fuse_async.cli._signals import Stopped, run
 

@@ -91,7 +91,7 @@ class PlainStage(Stage):
 class RichStage(Stage):
     """Colour, a spinner while something is going on, and time to read."""
 
-    pause = 1.2
+    pause = 2.0
 
     def __init__(self, console: Console) -> None:
         self._console = console

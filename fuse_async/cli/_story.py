@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -109,7 +110,8 @@ async def play(stage: Stage) -> list[Step]:
         step = Step(name, title, code, happened, why, tuple(evidence))
         stage.finish(step)
         steps.append(step)
-        await asyncio.sleep(stage.pause)
+        if number < len(STEPS):
+            await asyncio.sleep(stage.pause)
     stage.closing(steps, time.monotonic() - began)
     return steps
 
@@ -163,9 +165,9 @@ async def _queued(stage: Stage) -> _Told:
     return (
         f"One request queued the call; its id, {call.call_id}, led to its end: {state}.",
         (
-            "The answer carries the call's id, and the id is how a call is followed. Every request,"
-            " the questions too, waits for a slot of one limiter (5 in a second unless you say else;"
-            " Fuse documents no limit, so that figure is ours)."
+            "The answer carries the call's id, and the id is how a call is followed. Every"
+            " request waits for a slot of one limiter (5 in a second unless you say else; Fuse"
+            " documents no limit, so that figure is ours)."
         ),
         evidence,
     )
@@ -198,8 +200,9 @@ async def _retried(stage: Stage) -> _Told:
     return (
         "Fuse failed twice with a 500, and the third request queued the call.",
         (
-            "Fuse calls a 500 a database error: the call was not stored, so sending it again rings"
-            " nobody twice. Pauses grow and are random, so that many clients do not come back at once."
+            "Fuse calls a 500 a database error: the call was not stored, so sending it again"
+            " rings nobody twice. Pauses grow and are random, so that many clients do not come"
+            " back at once."
         ),
         evidence,
     )
@@ -227,12 +230,12 @@ async def _refused(stage: Stage) -> _Told:
         ]
     return (
         (
-            "Fuse answered 400, and that was the end of it, although the policy allows ten attempts"
-            " and says yes to everything."
+            "Fuse answered 400, and that was the end of it, although the policy allows ten"
+            " attempts and says yes to everything."
         ),
         (
-            "What was refused once is refused again. A policy of yours can narrow what is sent again;"
-            " none can widen it to a 4xx."
+            "What was refused once is refused again. A policy of yours can narrow what is sent"
+            " again; none can widen it to a 4xx."
         ),
         evidence,
     )
@@ -261,12 +264,13 @@ async def _lost(stage: Stage) -> _Told:
         ]
     return (
         (
-            "The server took the call, then the connection broke before its answer. The error says"
-            " that the call MAY HAVE BEEN PLACED."
+            "The server took the call, then the connection broke before its answer. The error"
+            " says that the call MAY HAVE BEEN PLACED."
         ),
         (
-            "This phone does ring: the call is in the server's books. Sent again, it would ring twice."
-            " Nobody but you can decide what to do, so you are told the truth, and nothing is sent."
+            "This phone does ring: the call is in the server's books. Sent again, it would ring"
+            " twice. Nobody but you can decide what to do, so you are told the truth, and"
+            " nothing is sent."
         ),
         evidence,
     )
@@ -297,6 +301,12 @@ async def _loop(fuse: FuseClient, stage: Stage, caught: Sequence[warnings.Warnin
     return refused
 
 
+def _by_second(sandbox: Sandbox) -> str:
+    times = [seen.at for seen in sandbox.requests]
+    counts = Counter(int(at - times[0]) for at in times)
+    return ", ".join(str(counts[second]) for second in range(max(counts, default=-1) + 1))
+
+
 async def _steered(stage: Stage) -> _Told:
     guard = SingleCallGuard(warn_after=_WARN_AFTER, refuse_after=_REFUSE_AFTER, window=10.0)
     async with Sandbox() as sandbox:
@@ -308,28 +318,30 @@ async def _steered(stage: Stage) -> _Told:
                 with stage.busy(f"queueing {_LOOPED} calls in a loop"):
                     refused = await _loop(fuse, stage, caught)
         busiest = sandbox.busiest_window(1.0)
+        stage.line(f"arrivals at the server, second by second: {_by_second(sandbox)}")
         evidence = [
             _is("warnings", len(caught), 1),
             _is("calls refused before anything was sent", refused, _LOOPED - _REFUSE_AFTER),
             _sent(sandbox, _REFUSE_AFTER),
             _placed(sandbox, _REFUSE_AFTER),
             Evidence(
-                f"busiest second at the server (limit {_LIMIT})",
-                f"{busiest} requests",
+                "busiest second at the server",
+                f"{busiest} requests, of {_LIMIT} that the limit allows",
                 0 < busiest <= _LIMIT,
             ),
             _is(f"collapses (this server fails above {_COLLAPSES_ABOVE})", sandbox.collapses, 0),
         ]
     return (
         (
-            f"A loop of {_LOOPED} single calls: the first {_WARN_AFTER} went out, the next one brought"
-            f" one warning, and after {_REFUSE_AFTER} calls the rest was refused. All kept to the"
-            " limiter's pace."
+            f"A loop of {_LOOPED} single calls: the first {_WARN_AFTER} went out, the next one"
+            f" brought one warning, and after {_REFUSE_AFTER} calls the rest was refused. All"
+            " kept to the limiter's pace."
         ),
         (
             "Fuse warns that a loop of single calls can make all calls fail, and asks for lists"
-            " instead. The guard counts per deployment, for all clients of an account in a process"
-            f" (10 and 100 calls in 10 s by default; {_WARN_AFTER} and {_REFUSE_AFTER} here)."
+            " instead. The guard counts per deployment, for all clients of an account in a"
+            f" process (10 and 100 calls in 10 s by default; {_WARN_AFTER} and {_REFUSE_AFTER}"
+            " here)."
         ),
         evidence,
     )

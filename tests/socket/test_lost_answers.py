@@ -215,17 +215,18 @@ async def test_a_status_line_that_came_counts_although_the_body_did_not(
 async def test_a_body_in_broken_chunks_does_not_lose_the_head(
     new_client: NewClient, new_server: NewServer, answer: Any, reply: type[RawReply], broken: bytes
 ) -> None:
-    """aiohttp tells this by an error that is no `ClientError`."""
+    """aiohttp tells nobody who reads such a body, so it may take the whole attempt's time."""
     status, headers = 200, {"Transfer-Encoding": "chunked", "Link": LINK}
     server = await new_server(
         lambda request: reply(answer(status, headers=headers, length=False), later=broken)
     )
-    client = new_client(base_url=server.url)
+    client = new_client(base_url=server.url, attempt_timeout=0.2)
     assert (await client.queue_call(NUMBER)).call_id == 761
     del headers["Link"]
     with pytest.raises(OutcomeUnknown) as caught:
         await client.queue_call(NUMBER)
-    assert (caught.value.reason, caught.value.status) == ("disconnected", 200)
+    assert caught.value.reason in ("disconnected", "timeout")
+    assert caught.value.status == 200
     status = 400
     with pytest.raises(BadRequest):
         await client.queue_call(NUMBER)
