@@ -98,9 +98,7 @@ class Sent:
         self.stops = stops
 
 
-async def prepared(
-    source: Any, rows: Rows, clock: Clock
-) -> AsyncIterator[Row | RowOutcome]:
+async def prepared(source: Any, rows: Rows, clock: Clock) -> AsyncIterator[Row | RowOutcome]:
     """Yield the row, or the outcome, of each item of an iterable or async iterable.
 
     Gives the loop a turn every few milliseconds, whatever the source does.
@@ -168,9 +166,8 @@ class BatchStream:
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "at its end" if self._exhausted else "reading"
-        return (
-            f"<BatchStream {state}: {self._receipts} receipts, {len(self._flying)} uploads under way>"
-        )
+        under_way = len(self._flying)
+        return f"<BatchStream {state}: {self._receipts} receipts, {under_way} uploads under way>"
 
     def __aiter__(self) -> Self:
         return self
@@ -240,9 +237,7 @@ class BatchStream:
         self._flying.popleft()
         if sent.stops and self._stopped is None:
             self._stopped = sent.error
-        outcome = next(
-            fate for fate in _WORST if any(row.outcome == fate for row in sent.rows)
-        )
+        outcome = next(fate for fate in _WORST if any(row.outcome == fate for row in sent.rows))
         self._give(BatchReceipt(self._receipts, outcome, sent.rows, sent.error))
 
     def _hold(self, outcome: RowOutcome) -> None:
@@ -267,9 +262,7 @@ class BatchStream:
         else:
             text = "The list was left before these calls were sent."
         error = NotSent(text, reason="stopped", fate="None of its calls was placed.")
-        rows = tuple(
-            RowOutcome(row.index, row.line, "not_sent", error=error) for row in batch.rows
-        )
+        rows = tuple(RowOutcome(row.index, row.line, "not_sent", error=error) for row in batch.rows)
         self._drop(len(rows))
         self._give(BatchReceipt(self._receipts, "not_sent", rows, error))
 

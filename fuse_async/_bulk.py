@@ -114,7 +114,7 @@ def cell_text(value: object) -> str:
         if not math.isfinite(value):
             raise CellProblem("must be a finite number")
         return repr(float(value))
-    raise CellProblem("must be text, a number, a bool or None: a list of calls has no nested values")
+    raise CellProblem("must be text, a number, a bool or None: a list has no nested values")
 
 
 def text_metadata(variables: Mapping[str, object]) -> str:

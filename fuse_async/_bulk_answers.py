@@ -143,7 +143,7 @@ def _from_map(value: dict[Any, Any]) -> list[_Found] | None:
 def _id(value: object) -> int | None:
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
-    if isinstance(value, bool) or isinstance(value, float):
+    if isinstance(value, (bool, float)):
         return None
     number = whole(value)
     return number if number is not None and number > 0 else None
@@ -179,7 +179,5 @@ def _matched(found: list[_Found], digits: Sequence[str]) -> list[RowAnswer]:
             rows.append(_OPEN)
             continue
         one = mine.popleft()
-        rows.append(
-            _OPEN if one.call_id is None else RowAnswer(True, one.call_id, "matched")
-        )
+        rows.append(_OPEN if one.call_id is None else RowAnswer(True, one.call_id, "matched"))
     return rows

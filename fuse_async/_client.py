@@ -435,4 +435,3 @@ def _call_id(given: int | QueuedCall) -> int:
     if isinstance(number, bool) or not isinstance(number, int) or number < 1:
         raise ConfigurationError("call_id must be a whole number of 1 or more, or a QueuedCall.")
     return number
-

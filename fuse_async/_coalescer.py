@@ -260,4 +260,3 @@ class GroupCommit:
         rest = [member.deadline for member in (*self._members, *self._riding)]
         if rest:
             self._watch(min(rest))
-

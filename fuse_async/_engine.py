@@ -197,7 +197,7 @@ class Engine:
                 "%s %d to %s: %s%s%s after %d requests and %.2f s%s",
                 "call" if rows is None else f"list of {rows} calls,",
                 ticket.call_no,
-                "%d/%d" % ticket.place if ticket.place else "-",
+                "/".join(map(str, ticket.place or ("-",))),
                 outcome,
                 f" as {call_id}" if call_id is not None else "",
                 f" ({name})" if name else "",

@@ -32,9 +32,9 @@ class Request:
 class Answer:
     """A status line that arrived, and what came with it.
 
-    `headers` is asked with lower-case names. `body` is as it came over the wire (still compressed, if it
-    was), cut at the request's `answer_limit`. `complete` is False where the answer broke off or
-    was cut; `broke` says how, unless it was cut by us.
+    `headers` is asked with lower-case names. `body` is as it came over the wire (still
+    compressed, if it was), cut at the request's `answer_limit`. `complete` is False where the
+    answer broke off or was cut; `broke` says how, unless it was cut by us.
     """
 
     status: int

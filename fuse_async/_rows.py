@@ -183,7 +183,9 @@ class Rows:
             )
         return self._from_call(call, index, line)
 
-    def _from_mapping(self, item: Mapping[Any, Any], index: int, line: int | None) -> Row | RowOutcome:
+    def _from_mapping(
+        self, item: Mapping[Any, Any], index: int, line: int | None
+    ) -> Row | RowOutcome:
         keys = tuple(item)
         columns = self._columns.get(keys)
         if columns is None:
@@ -273,7 +275,6 @@ class Rows:
             )
             return invalid_row(too_long, index, line)
         return Row(index, line, group, digits, postd, data, key, tag)
-
 
     def _group(self, names: tuple[str, ...], schedule: Schedule) -> Group:
         if schedule is self._schedule:

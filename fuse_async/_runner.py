@@ -187,8 +187,9 @@ class Runner:
     ) -> T:
         """Return what `judge` makes of the final answer, or raise the worst attempt's error.
 
-        `slot` is one that the first attempt may use. Cancelling gives a slot back or closes the connection; `ticket` then tells what may have
-        happened. The error carries the history; its key and tag are the ticket's.
+        `slot` is one that the first attempt may use. Cancelling gives a slot back or closes the
+        connection; `ticket` then tells what may have happened. The error carries the history;
+        its key and tag are the ticket's.
         """
         self.open.add(ticket)
         try:
@@ -245,7 +246,9 @@ class Runner:
         timeout = ticket.time_left(sent_at, self._attempt_timeout)
         if timeout <= 0:
             slot.give_back()
-            return ticket.note(_no_slot("deadline", "The deadline passed before the call was sent."))
+            return ticket.note(
+                _no_slot("deadline", "The deadline passed before the call was sent.")
+            )
         number = len(ticket.attempts) + 1
         self._count_request(ticket, number)
         progress = ticket.progress = Progress()
@@ -291,9 +294,7 @@ class Runner:
             self._budget.earn()
         if self._listeners:
             self._listeners.emit(
-                CallSent(
-                    call_no=ticket.call_no, key=ticket.key, tag=ticket.tag, attempt=number
-                )
+                CallSent(call_no=ticket.call_no, key=ticket.key, tag=ticket.tag, attempt=number)
             )
 
     def _tell_limiter(self, result: Result, outcome: Any) -> None:

@@ -117,9 +117,7 @@ class Singles:
 
     # -- together ------------------------------------------------------------------------------
 
-    async def _together(
-        self, ticket: Ticket, call: Call, row: Row, site: CallSite
-    ) -> QueuedCall:
+    async def _together(self, ticket: Ticket, call: Call, row: Row, site: CallSite) -> QueuedCall:
         engine = self._engine
         counters = engine.runner.counters
         if counters.waiting >= engine.max_waiting:

@@ -10,7 +10,14 @@ from typing import TypeVar
 
 import attrs
 
-from fuse_async._answers import answered_error, cancelled, error_text, excerpt, queued_id, retry_after
+from fuse_async._answers import (
+    answered_error,
+    cancelled,
+    error_text,
+    excerpt,
+    queued_id,
+    retry_after,
+)
 from fuse_async._bulk_answers import RowAnswer, rows_answered
 from fuse_async._http import Answer, Lost, NeverLeft, Result
 from fuse_async._requests import status_url
@@ -30,6 +37,10 @@ _NOT_AGAIN_LIST = (
     "Do not hand them in again before you know: look for them in the call logs, or wait for their"
     " result callbacks."
 )
+_NOT_AGAIN_CANCEL = (
+    "Look at the calls' states before you cancel again: calls queued in between would be cancelled"
+    " too."
+)
 _FATES: dict[Kind, str | None] = {
     "call": None,
     "batch": "None of its calls was placed.",
@@ -40,11 +51,7 @@ _UNKNOWN_WORDS: dict[Kind, tuple[str | None, str]] = {
     "call": (None, _NOT_AGAIN),
     "read": (None, ""),
     "batch": ("Each of its calls MAY HAVE BEEN PLACED.", _NOT_AGAIN_LIST),
-    "cancel": (
-        "The cancel MAY HAVE BEEN DONE.",
-        "Look at the calls' states before you cancel again: calls queued in between would be"
-        " cancelled too.",
-    ),
+    "cancel": ("The cancel MAY HAVE BEEN DONE.", _NOT_AGAIN_CANCEL),
 }
 
 # Answers that speak of the request as a whole, before any row was looked at. After any other
@@ -105,9 +112,7 @@ def judge_batch(
     return attrs.evolve(failure, error=error)
 
 
-def judge_read(
-    result: Result, subject: Subject, read: Callable[[Answer], T | None]
-) -> T | Failure:
+def judge_read(result: Result, subject: Subject, read: Callable[[Answer], T | None]) -> T | Failure:
     """A read: what `read` makes of a complete success, or a failure."""
     if isinstance(result, Answer) and 200 <= result.status < 300:
         value = read(result)
