@@ -45,6 +45,7 @@ def exit_of(error: FuseError) -> Exit:
         return Exit.NO_ANSWER
     if isinstance(error, (errors.NotSent, errors.SingleCallLoop)):
         return Exit.NOT_SENT
-    if isinstance(error, (errors.ConfigurationError, errors.InvalidCall, errors.KeyConflict)):
+    # All errors about the input are ValueErrors, too.
+    if isinstance(error, (errors.ConfigurationError, errors.KeyConflict, ValueError)):
         return Exit.USAGE
     return Exit.UNEXPECTED

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ CANARY = "+1 617 555 0142"
 @pytest.fixture
 def key_file(sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The sandbox's key in a private file, and in no variable."""
-    monkeypatch.delenv("FUSE_DEVELOPER_KEY")
+    monkeypatch.delenv("FUSE_DEVELOPER_KEY", raising=False)
     path = tmp_path / "key"
     path.write_text(f"{sandbox.developer_key}\n")
     path.chmod(0o600)
@@ -25,7 +26,7 @@ def key_file(sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 @pytest.fixture
 def netrc(sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A netrc with the sandbox's account, which no variable names."""
-    monkeypatch.delenv("FUSE_DEVELOPER_KEY")
+    monkeypatch.delenv("FUSE_DEVELOPER_KEY", raising=False)
     monkeypatch.delenv("FUSE_EMAIL")
     path = tmp_path / ".netrc"
     path.write_text(f"machine 127.0.0.1 login {sandbox.email} password {sandbox.developer_key}\n")
@@ -65,7 +66,7 @@ async def test_key_file_can_be_named_by_a_variable(
 async def test_key_file_of_others_is_refused(
     sandbox: Sandbox, cli: Any, key_file: Path, mode: int
 ) -> None:
-    key_file.chmod(mode)
+    await asyncio.to_thread(key_file.chmod, mode)
     done = await queues(cli, "--key-file", str(key_file))
     assert done.code == 2
     assert f"(mode 0{mode:o})" in done.err
@@ -81,7 +82,7 @@ async def test_key_file_of_others_is_refused(
 async def test_file_that_holds_no_key_is_refused_and_not_shown(
     sandbox: Sandbox, cli: Any, key_file: Path, seen: Any, content: bytes
 ) -> None:
-    key_file.write_bytes(content)
+    await asyncio.to_thread(key_file.write_bytes, content)
     seen.secrets.append("xxxx")
     done = await queues(cli, "--key-file", str(key_file))
     assert done.code == 2
@@ -103,7 +104,7 @@ async def test_netrc_brings_email_and_key(sandbox: Sandbox, cli: Any, netrc: Pat
 
 
 async def test_netrc_is_private_too(sandbox: Sandbox, cli: Any, netrc: Path) -> None:
-    netrc.chmod(0o644)
+    await asyncio.to_thread(netrc.chmod, 0o644)
     done = await queues(cli, "--netrc")
     assert (done.code, "(mode 0644)" in done.err) == (2, True)
     assert sandbox.requests == []
@@ -122,7 +123,7 @@ async def test_netrc_is_private_too(sandbox: Sandbox, cli: Any, netrc: Path) -> 
 async def test_netrc_without_a_fitting_entry_is_refused_and_not_shown(
     sandbox: Sandbox, cli: Any, netrc: Path, seen: Any, content: str, text: str
 ) -> None:
-    netrc.write_text(content)
+    await asyncio.to_thread(netrc.write_text, content)
     seen.secrets.append("CANARY-PW")
     done = await queues(cli, "--netrc")
     assert done.code == 2

@@ -16,7 +16,7 @@ CANARY = "+1 617 555 0142"
 
 
 async def test_queued_call_is_named_with_a_masked_number(sandbox: Sandbox, cli: Any) -> None:
-    done = await cli("queue", CANARY, "--ani", "8005550199")
+    done = await cli("queue", CANARY, "--ani", "8005550177")
     assert done.code == 0
     assert done.out.splitlines() == [
         "Queued as call 761, to +1********42;ani=***.",
@@ -24,7 +24,7 @@ async def test_queued_call_is_named_with_a_masked_number(sandbox: Sandbox, cli: 
     ]
     assert done.err == ""
     (call,) = sandbox.calls
-    assert (call.digits, call.ani) == ("16175550142", "8005550199")
+    assert (call.digits, call.ani) == ("16175550142", "8005550177")
 
 
 async def test_real_command_queues_and_prints_only_json_on_stdout(
@@ -109,6 +109,10 @@ async def test_option_can_come_from_its_variable(
 
 # -- what became of it ----------------------------------------------------------------------------
 
+LOOK_FIRST = (
+    "Do not run it again before you know: look for the call in Fuse's call logs, or wait for its"
+    " result callback."
+)
 PAGE = "<html><body>Welcome +1 617 555 0142</body></html>"
 OUTCOMES = [
     pytest.param(lambda s: s.fail(status=400), 3, "refused", "no", 1, id="400"),
@@ -172,8 +176,7 @@ async def test_unknown_outcome_says_what_to_do_and_prints_no_traceback(
     assert done.err.splitlines() == [
         "What happened:  The answer broke off (ServerDisconnectedError). (1 attempt: disconnected)",
         "Was it placed:  MAYBE. The call may have been placed, and the phone may ring.",
-        "What to do now: Do not run it again before you know: look for the call in Fuse's call"
-        " logs, or wait for its result callback.",
+        f"What to do now: {LOOK_FIRST}",
     ]
     assert len(sandbox.requests) == 1
 
@@ -253,7 +256,11 @@ INVALID = [
 ]
 
 
-@pytest.mark.parametrize(("words", "text"), INVALID, ids=[text for _, text in INVALID])
+@pytest.mark.parametrize(
+    ("words", "text"),
+    INVALID,
+    ids=[f"{text} ({number})" for number, (_, text) in enumerate(INVALID)],
+)
 async def test_invalid_input_sends_nothing(
     sandbox: Sandbox, cli: Any, words: tuple[str, ...], text: str
 ) -> None:

@@ -51,7 +51,7 @@ async def test_real_command_gives_status_as_json(
         True,
     )
     assert done.data["phone_number"] == "***42"
-    assert [event["event"] for event in done.data["events"]][0] == "queued"
+    assert done.data["events"][0]["event"] == "queued"
 
 
 async def test_unknown_call_is_refused(sandbox: Sandbox, cli: Any) -> None:

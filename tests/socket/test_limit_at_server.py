@@ -16,7 +16,7 @@ from fuse_async import RetryPolicy, SlidingWindowLimiter
 from fuse_async.sandbox import Sandbox
 
 if TYPE_CHECKING:
-    from tests.socket.conftest import NewClient
+    from tests.socket.conftest import NewClient, Recorder
 
 LIMIT, PER, CALLERS = 20, 0.5, 121
 
@@ -83,7 +83,7 @@ def displacement(sandbox: Sandbox, numbers: list[str]) -> int:
 
 @pytest.mark.parametrize("connections", ["cold", "warm"])
 async def test_121_callers_through_a_slow_network_stay_below_the_limit_in_order_and_in_time(
-    sandbox: Sandbox, new_client: NewClient, network: Network, connections: str
+    sandbox: Sandbox, new_client: NewClient, network: Network, recorder: Recorder, connections: str
 ) -> None:
     """Cold: each request makes a connection, which delivers it late. Warm: they deliver at once."""
     chance = random.Random(5)
@@ -93,6 +93,7 @@ async def test_121_callers_through_a_slow_network_stay_below_the_limit_in_order_
         base_url=await network(lambda: chance.uniform(0.0, 0.03)),
         limiter=SlidingWindowLimiter(LIMIT, PER, max_in_flight=LIMIT),
         session=session,
+        listeners=[recorder],
     )
     sandbox.delay(seconds=lambda: chance.uniform(0.0, 0.02))
     numbers = [f"617555{n:04}" for n in range(1000, 1000 + CALLERS)]
@@ -105,7 +106,7 @@ async def test_121_callers_through_a_slow_network_stay_below_the_limit_in_order_
         assert sandbox.connections_opened == CALLERS
     assert len({result.call_id for result in results}) == len(sandbox.requests) == CALLERS
     assert sandbox.busiest_window(PER) <= LIMIT
-    print(connections, sandbox.busiest_window(PER), displacement(sandbox, numbers), took)
+    assert [event.call_no for event in recorder.named("sent")] == list(range(1, CALLERS + 1))
     # Who shares a window leaves in order and may overtake on the way, which is not ours.
     assert displacement(sandbox, numbers) < LIMIT
     # 6 full turns of all slots before the last call, each turn a cooling and a round trip; the
