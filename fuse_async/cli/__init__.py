@@ -29,8 +29,12 @@ def main(args: Sequence[str] | None = None) -> int:
     missing = [name for name in _NEEDS if importlib.util.find_spec(name) is None]
     if missing:
         return _say_what_is_missing(words, missing)
-    from fuse_async.cli._app import run
-
+    try:
+        from fuse_async.cli._app import run
+    except KeyboardInterrupt:
+        # Loading takes long enough for somebody to change their mind.
+        sys.stderr.write("Stopped by Ctrl-C. Nothing was sent.\n")
+        return 130
     return run(words)
 
 

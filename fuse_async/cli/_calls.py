@@ -127,10 +127,13 @@ def queue(
         async with fuse:
             return await fuse.queue_call(call, deployment=deployment), call
 
-    queued, call = perform(output, "queue", work)
-    if call.phone_number.ani is None:
-        output.note("Note: no caller ID was given (--ani); carriers may block the call.")
-    output.result(_queued_data(queued, output), _queued_lines(queued, call))
+    def show(result: tuple[QueuedCall, Call]) -> None:
+        queued, call = result
+        if call.phone_number.ani is None:
+            output.note("Note: no caller ID was given (--ani); carriers may block the call.")
+        output.result(_queued_data(queued, output), _queued_lines(queued, call))
+
+    perform(output, "queue", work, show)
 
 
 _FIELDS = {"start": "start_timestamp", "end": "end_timestamp"}
@@ -230,8 +233,10 @@ def status(
         async with client(Account(email, key_file, netrc), output, journal, timeout) as fuse:
             return await fuse.call_status(call_id)
 
-    details = perform(output, "status", work)
-    output.result(_details_data(details, output), _details_lines(details, output))
+    def show(details: CallDetails) -> None:
+        output.result(_details_data(details, output), _details_lines(details, output))
+
+    perform(output, "status", work, show)
 
 
 def _details_data(details: CallDetails, output: Output) -> dict[str, object]:
@@ -350,14 +355,16 @@ def cancel(
         async with client(Account(email, key_file, netrc), output, journal, timeout) as fuse:
             await fuse.cancel_all_pending(deployment, confirm=name)
 
-    perform(output, "cancel", work)
-    output.result(
-        {"ok": True, "outcome": "cancelled", "exit_code": int(Exit.OK), "deployment": name},
-        [
-            f"Fuse took the request to cancel all pending calls of {name}.",
-            "A call that was just going out may still ring.",
-        ],
-    )
+    def show(_: None) -> None:
+        output.result(
+            {"ok": True, "outcome": "cancelled", "exit_code": int(Exit.OK), "deployment": name},
+            [
+                f"Fuse took the request to cancel all pending calls of {name}.",
+                "A call that was just going out may still ring.",
+            ],
+        )
+
+    perform(output, "cancel", work, show)
 
 
 def _typed(output: Output, question: str) -> str:

@@ -99,6 +99,7 @@ class Journal:
         self._output = output
         self.requests = 0
         self.outcome: str | None = None
+        self.done = False
         self.call_id: int | None = None
 
     def on_event(self, event: Event, /) -> None:
@@ -115,7 +116,7 @@ class Journal:
     @property
     def placed(self) -> Placed:
         """Whether the call may have been placed, if everything stops now."""
-        if self.outcome == "queued":
+        if self.done or self.outcome == "queued":
             return Placed.YES
         if self.outcome == "unknown" or (self.outcome is None and self.requests):
             return Placed.MAYBE
@@ -136,13 +137,23 @@ def client(
     return FuseClient(email, key, timeout=timeout, numbers=numbers, listeners=[journal])
 
 
-def perform(output: Output, doing: Doing, work: Callable[[Journal], Coroutine[Any, Any, T]]) -> T:
-    """Return what `work` returns, or say what went wrong and leave with the code for it."""
+def perform(
+    output: Output,
+    doing: Doing,
+    work: Callable[[Journal], Coroutine[Any, Any, T]],
+    show: Callable[[T], None],
+) -> None:
+    """Do `work` and `show` what it returned, or say what went wrong and leave with its code."""
     journal = Journal(output)
     try:
-        return run(work(journal))
+        result = run(work(journal))
+        journal.done = True
+        show(result)
+        return
     except Stopped as stopped:
-        problem = _stopped(doing, stopped, journal)
+        problem = _stopped(doing, stopped.code, journal)
+    except KeyboardInterrupt:  # while a pipe that nobody reads took no more
+        problem = _stopped(doing, Exit.INTERRUPTED, journal)
     except FuseError as error:
         problem = _failed(doing, error)
     except Exception as error:
@@ -152,7 +163,11 @@ def perform(output: Output, doing: Doing, work: Callable[[Journal], Coroutine[An
 
 def ended(output: Output, problem: Problem) -> click.exceptions.Exit:
     """Write `problem` and return what is to be raised to leave with its exit code."""
-    output.problem(problem)
+    try:
+        output.problem(problem)
+    except KeyboardInterrupt:
+        # What became of it stands on stderr by now; the code must not say less.
+        pass
     return click.exceptions.Exit(problem.code)
 
 
@@ -214,9 +229,9 @@ def _failed(doing: Doing, error: FuseError) -> Problem:
     )
 
 
-def _stopped(doing: Doing, stopped: Stopped, journal: Journal) -> Problem:
-    by = "Ctrl-C" if stopped.code is Exit.INTERRUPTED else "SIGTERM"
-    return _open_end(doing, stopped.code, f"Stopped by {by}.", journal, {})
+def _stopped(doing: Doing, code: Exit, journal: Journal) -> Problem:
+    by = "Ctrl-C" if code is Exit.INTERRUPTED else "SIGTERM"
+    return _open_end(doing, code, f"Stopped by {by}.", journal, {})
 
 
 def _unexpected(doing: Doing, error: Exception, journal: Journal) -> Problem:
@@ -243,7 +258,7 @@ def _open_end(
     if placed is Placed.MAYBE:
         then = _LOOK_FIRST[doing]
     elif placed is Placed.YES:
-        then = "It is queued; do not queue it again."
+        then = "It is done; do not do it again."
     else:
         then = "Running the command again is safe."
     return Problem(

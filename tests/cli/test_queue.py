@@ -92,9 +92,9 @@ async def test_variables_are_text(sandbox: Sandbox, cli: Any) -> None:
 
 
 async def test_country_allows_other_numbers(sandbox: Sandbox, cli: Any) -> None:
-    assert (await cli("queue", "+442079460018")).code == 2
-    assert (await cli("queue", "+442079460018", "--country", "GB")).code == 0
-    wrong = await cli("queue", "+442079460018", "--country", "UK")
+    assert (await cli("queue", "+18765550142")).code == 2
+    assert (await cli("queue", "+18765550142", "--country", "JM")).code == 0
+    wrong = await cli("queue", "+18765550142", "--country", "UK")
     assert wrong.code == 2
     assert "--country: UK is not a country" in wrong.err
     assert "NumberRules" not in wrong.err
@@ -351,6 +351,26 @@ async def test_closed_stdout_does_not_change_what_the_exit_code_says(
     assert "The result could not be written" in done.err
     last = json.loads(done.err.splitlines()[-1])
     assert (last["outcome"], last["call_id"]) == ("queued", 761)
+
+
+async def test_ctrl_c_while_nobody_reads_the_result_still_says_it_was_placed(
+    sandbox: Sandbox, start: Any
+) -> None:
+    """The pipe is full before the command starts, so that it can end only by the signal."""
+    code = (
+        "import os, sys; os.set_blocking(1, False)\n"
+        "try:\n"
+        "    while True: os.write(1, b'x' * 4096)\n"
+        "except BlockingIOError: os.set_blocking(1, True)\n"
+        "from fuse_async.cli import main; sys.exit(main())"
+    )
+    running = await start("queue", CANARY, program=("-c", code))
+    assert "no caller ID" in await running.error_line()
+    running.send(signal.SIGINT)
+    assert "Stopped by Ctrl-C." in await running.error_line()
+    assert await running.error_line() == "Was it placed:  Yes, as call 761.\n"
+    assert len(sandbox.calls) == 1
+    await running.line()
 
 
 async def test_two_commands_at_once_do_not_disturb_each_other(sandbox: Sandbox, start: Any) -> None:

@@ -9,11 +9,15 @@ from pathlib import Path
 import pytest
 
 import fuse_async
+import fuse_async.contacts
 import fuse_async.sandbox
 import fuse_async.testing
 
 VALUES = {
     "Attempt",
+    "BatchReceipt",
+    "BatchResult",
+    "BatchStream",
     "Call",
     "CallDetails",
     "CallEvent",
@@ -25,6 +29,7 @@ VALUES = {
     "PhoneNumber",
     "Placed",
     "QueuedCall",
+    "RowOutcome",
 }
 ERRORS = {
     "Answered",
@@ -34,6 +39,8 @@ ERRORS = {
     "Forbidden",
     "FuseError",
     "InvalidCall",
+    "InvalidCalls",
+    "InvalidContacts",
     "KeyConflict",
     "MethodNotAllowed",
     "NoAnswer",
@@ -70,7 +77,7 @@ PUBLIC = {"FuseClient", "__version__"} | VALUES | ERRORS | POLICIES | EVENTS
 
 NAMES = [
     pytest.param(getattr(module, name), id=f"{module.__name__}.{name}")
-    for module in (fuse_async, fuse_async.sandbox, fuse_async.testing)
+    for module in (fuse_async, fuse_async.contacts, fuse_async.sandbox, fuse_async.testing)
     for name in sorted(module.__all__)
     if not name.startswith("__")
 ]

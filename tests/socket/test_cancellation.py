@@ -37,7 +37,7 @@ def outcomes(client: FuseClient) -> dict[str, int]:
 async def test_waiting_for_a_slot(
     sandbox: Sandbox, new_client: NewClient, recorder: Recorder, free_slots: FreeSlots
 ) -> None:
-    limiter = SlidingWindowLimiter(2, per=30.0)
+    limiter = SlidingWindowLimiter(2, per=10.0)
     client = new_client(limiter=limiter, listeners=[recorder])
     slots = [limiter.try_acquire(), limiter.try_acquire()]
     tasks = [asyncio.create_task(client.queue_call(NUMBER)) for _ in range(3)]
@@ -57,7 +57,7 @@ async def test_granted_but_not_resumed(
     sandbox: Sandbox, new_client: NewClient, recorder: Recorder, free_slots: FreeSlots
 ) -> None:
     """The slot is on its way to a task that is cancelled in the same turn of the loop."""
-    limiter = SlidingWindowLimiter(1, per=30.0)
+    limiter = SlidingWindowLimiter(1, per=10.0)
     client = new_client(limiter=limiter, listeners=[recorder])
     slot = limiter.try_acquire()
     assert slot is not None
@@ -75,7 +75,7 @@ async def test_granted_but_not_resumed(
 async def test_granted_but_not_resumed_and_nobody_else_waits(
     sandbox: Sandbox, new_client: NewClient, recorder: Recorder, free_slots: FreeSlots
 ) -> None:
-    limiter = SlidingWindowLimiter(1, per=30.0)
+    limiter = SlidingWindowLimiter(1, per=10.0)
     client = new_client(limiter=limiter, listeners=[recorder])
     slot = limiter.try_acquire()
     assert slot is not None
@@ -112,7 +112,7 @@ async def test_while_connecting(
 
     server = await asyncio.start_server(never_shakes_hands, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
-    limiter = SlidingWindowLimiter(1, per=30.0)
+    limiter = SlidingWindowLimiter(1, per=10.0)
     client = new_client(
         base_url=f"https://localhost:{port}", limiter=limiter, listeners=[recorder]
     )
@@ -249,7 +249,7 @@ async def test_cancelled_while_cancel_all_pending_stops_it_is_a_cancel(
     sandbox: Sandbox, new_client: NewClient, recorder: Recorder
 ) -> None:
     """Both at once: the caller's own cancel must not be swallowed by ours."""
-    limiter = SlidingWindowLimiter(1, per=30.0)
+    limiter = SlidingWindowLimiter(1, per=10.0)
     client = new_client(limiter=limiter, listeners=[recorder])
     slot = limiter.try_acquire()
     assert slot is not None

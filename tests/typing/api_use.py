@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Any, assert_type
 
 import aiohttp
@@ -14,6 +14,9 @@ from fuse_async import (
     Answered,
     Attempt,
     BadRequest,
+    BatchReceipt,
+    BatchResult,
+    BatchStream,
     Call,
     CallAnswered,
     CallBatched,
@@ -34,6 +37,8 @@ from fuse_async import (
     FuseClient,
     FuseError,
     InvalidCall,
+    InvalidCalls,
+    InvalidContacts,
     KeyConflict,
     Limiter,
     Listener,
@@ -49,6 +54,7 @@ from fuse_async import (
     QueuedCall,
     Refused,
     RetryPolicy,
+    RowOutcome,
     ServerError,
     SingleCallGuard,
     SingleCallLoop,
@@ -60,6 +66,7 @@ from fuse_async import (
     Unauthorized,
     __version__,
 )
+from fuse_async.contacts import ContactRow, read_contacts
 from fuse_async.sandbox import Sandbox
 from fuse_async.testing import ManualClock
 
@@ -174,6 +181,53 @@ async def every_option(session: aiohttp.ClientSession) -> None:
     assert_type(fuse.stats.queued, int)
     assert_type(fuse.stats.waited_seconds, float)
     await fuse.aclose(drain=10.0)
+
+
+async def numbers_from_elsewhere() -> AsyncIterator[str]:
+    yield "+16175550101"
+
+
+async def lists(fuse: FuseClient) -> None:
+    try:
+        result = await fuse.queue_calls(
+            [
+                "+16175550101",
+                Call("+16175550102"),
+                {"phone_number": "+16175550103", "first_name": "Ana"},
+            ],
+            deployment=Deployment(12, 34),
+            on_invalid="skip",
+            on_duplicate="allow",
+            max_rows=500,
+            max_bytes=1_000_000,
+            timeout=60,
+            max_attempts=2,
+            reattempt_wait=60,
+        )
+    except InvalidCalls as error:
+        assert_type(error.errors, tuple[InvalidCall, ...])
+        return
+    assert_type(result, BatchResult)
+    assert_type(result.queued, int)
+    assert_type(result.rows, tuple[RowOutcome, ...])
+    assert_type(result.batches, tuple[BatchReceipt, ...])
+    result.raise_for_failures()
+
+    try:
+        rows = read_contacts("contacts.csv", encoding="utf-8", delimiter=";", number_column="phone")
+        assert_type(next(rows), ContactRow)
+    except InvalidContacts as error:
+        print(error.kind, error.line, error.columns)
+        return
+    stream = fuse.stream_calls(rows)
+    assert_type(stream, BatchStream)
+    async with stream as receipts:
+        async for receipt in receipts:
+            assert_type(receipt, BatchReceipt)
+            for row in receipt.rows:
+                print(row.index, row.line, row.outcome, row.call, row.error, row.duplicate_of)
+    async with fuse.stream_calls(numbers_from_elsewhere()) as receipts:
+        print([receipt.outcome async for receipt in receipts])
 
 
 async def every_error(fuse: FuseClient) -> float | None:
