@@ -205,8 +205,12 @@ class BatchStream:
                 while self._flying:
                     await self._land()
                 self._give_unsent(batch)
-            else:
+                continue
+            try:
                 self._flying.append(self._send(batch))
+            except NotSent as error:  # the client was closed under the list
+                self._stopped = error
+                self._batches.appendleft(batch)
 
     async def _read(self) -> None:
         """Read until there is a batch, or the end."""
@@ -255,13 +259,18 @@ class BatchStream:
                 self._unsendable[kind] = []
 
     def _give_unsent(self, batch: Batch) -> None:
-        if self._stopped is not None:
+        if isinstance(self._stopped, NotSent):
+            text = "The client was closed before these calls were sent."
+        elif self._stopped is not None:
             text = f"An earlier batch ended the list: {type(self._stopped).__name__}."
         elif self._failure is not None:
             text = f"The source of the calls failed: {type(self._failure).__name__}."
         else:
             text = "The list was left before these calls were sent."
-        error = NotSent(text, reason="stopped", fate="None of its calls was placed.")
+        closed = isinstance(self._stopped, NotSent)
+        error = NotSent(
+            text, reason="closed" if closed else "stopped", fate="None of its calls was placed."
+        )
         rows = tuple(RowOutcome(row.index, row.line, "not_sent", error=error) for row in batch.rows)
         self._drop(len(rows))
         self._give(BatchReceipt(self._receipts, "not_sent", rows, error))

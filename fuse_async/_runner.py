@@ -235,7 +235,11 @@ class Runner:
         judge: Callable[[Result], T | Failure],
         slot: Slot | None = None,
     ) -> T | Failure:
-        if slot is None and ticket.ended_by is None:
+        if ticket.ended_by is not None:
+            if slot is not None:
+                slot.give_back()
+            return ticket.note(_ended(ticket.ended_by))
+        if slot is None:
             slot = self._limiter.try_acquire()
         if slot is None:
             got = await self._wait_for_slot(ticket)
@@ -313,8 +317,6 @@ class Runner:
     # -- waiting -------------------------------------------------------------------------------
 
     async def _wait_for_slot(self, ticket: Ticket) -> Slot | Failure:
-        if ticket.ended_by is not None:
-            return _ended(ticket.ended_by)
         counters = self.counters
         if counters.waiting >= self._max_waiting:
             return _no_slot(
