@@ -38,11 +38,15 @@ from fuse_async import FuseClient, SingleCallGuard, SlidingWindowLimiter
 USER, KEY = "bench@example.com", "secret-key"
 NUMBER = "16175550101"
 VARIABLES = {"first_name": "Ada", "room": "12"}
-FORM = {"phone_number": f"tel:+{NUMBER}", "metadata": json.dumps(VARIABLES)}
 AUTHORIZATION = "Basic " + base64.b64encode(f"{USER}:{KEY}".encode()).decode()
 
 One = Callable[[], Awaitable[Any]]
 Client = Callable[[str, int], Any]  # an async context manager of One
+
+
+def form() -> dict[str, str]:
+    """The fields of one call, made anew for each, as a caller has to."""
+    return {"phone_number": f"tel:+{NUMBER}", "metadata": json.dumps(VARIABLES)}
 
 
 def path(url: str) -> str:
@@ -57,7 +61,7 @@ async def raw(url: str, width: int) -> AsyncIterator[One]:
     ) as session:
 
         async def one() -> Any:
-            async with session.post(path(url), data=FORM) as response:
+            async with session.post(path(url), data=form()) as response:
                 return await response.json()
 
         yield one
@@ -71,7 +75,7 @@ async def raw_header(url: str, width: int) -> AsyncIterator[One]:
     ) as session:
 
         async def one() -> Any:
-            async with session.post(path(url), data=FORM) as response:
+            async with session.post(path(url), data=form()) as response:
                 return await response.json()
 
         yield one
@@ -85,10 +89,10 @@ async def raw_multipart(url: str, width: int) -> AsyncIterator[One]:
     ) as session:
 
         async def one() -> Any:
-            form = aiohttp.FormData(default_to_multipart=True)
-            for name, value in FORM.items():
-                form.add_field(name, value)
-            async with session.post(path(url), data=form) as response:
+            fields = aiohttp.FormData(default_to_multipart=True)
+            for name, value in form().items():
+                fields.add_field(name, value)
+            async with session.post(path(url), data=fields) as response:
                 return await response.json()
 
         yield one
@@ -126,7 +130,7 @@ async def aiohttp_retry(url: str, width: int) -> AsyncIterator[One]:
         client = RetryClient(client_session=session, retry_options=ExponentialRetry(attempts=4))
 
         async def one() -> Any:
-            async with client.post(path(url), data=FORM) as response:
+            async with client.post(path(url), data=form()) as response:
                 return await response.json()
 
         yield one
@@ -155,7 +159,7 @@ async def twilio(url: str, width: int) -> AsyncIterator[One]:
     async with AsyncTwilioHttpClient(timeout=None) as client:
 
         async def one() -> Any:
-            answer = await client.request("POST", path(url), data=FORM, auth=(USER, KEY))
+            answer = await client.request("POST", path(url), data=form(), auth=(USER, KEY))
             return json.loads(answer.text)
 
         yield one
@@ -169,7 +173,7 @@ async def httpx(url: str, width: int) -> AsyncIterator[One]:
     async with library.AsyncClient(auth=(USER, KEY), limits=limits, timeout=30) as client:
 
         async def one() -> Any:
-            return (await client.post(path(url), data=FORM)).json()
+            return (await client.post(path(url), data=form())).json()
 
         yield one
 

@@ -41,7 +41,7 @@ class Account:
 _accounts: dict[tuple[str, str], Account] = {}
 
 # A forked child starts with books of its own; its parent's limiter would refuse to work there.
-if hasattr(os, "register_at_fork"):
+if hasattr(os, "register_at_fork"):  # pragma: no branch - only Windows has none
     os.register_at_fork(after_in_child=_accounts.clear)
 
 

@@ -100,7 +100,7 @@ def cell_text(value: object) -> str:
                 value = None
             if value is None:
                 raise CellProblem("must be text that UTF-8 can carry")
-        return str(value)
+        return str.__str__(value)  # of an enum that is text, too: str() would give its name
     if value is None:
         return ""
     if isinstance(value, bool):

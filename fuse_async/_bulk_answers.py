@@ -9,7 +9,7 @@ marked as assumed. A success without ids means *accepted, ids unknown*.
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -52,14 +52,14 @@ def rows_answered(answer: Answer, digits: Sequence[str]) -> list[RowAnswer] | No
     value = value_of(answer)
     if value is None:
         return None
+    if error_text(answer) is not None:  # `success: false` as well, and whatever ids are beside it
+        return None
     value = _unwrapped(value)
     found = _found(value)
     if found is not None:
         return _matched(found, digits)
-    if isinstance(value, dict):
-        failed = flag(value.get("success")) is False or error_text(answer) is not None
-        if not failed and flag(value.get("success")) is True:
-            return [_ACCEPTED] * len(digits)
+    if isinstance(value, dict) and flag(value.get("success")) is True:
+        return [_ACCEPTED] * len(digits)
     return None
 
 
@@ -75,10 +75,12 @@ def _unwrapped(value: object) -> object:
 
 @attrs.frozen
 class _Found:
-    """An id, or its absence, and the number it was given for, if one was."""
+    """An id, or its absence, and the number it was given for, if one was. `of_list`: it stood
+    alone and not in a list, so it may be the id of the whole."""
 
     call_id: int | None
     digits: str | None
+    of_list: bool = False
 
 
 def _found(value: object) -> list[_Found] | None:
@@ -98,7 +100,7 @@ def _found(value: object) -> list[_Found] | None:
         if found is not None:
             return found
     one = _from_object(value)
-    return [one] if one is not None else _from_map(value)
+    return [attrs.evolve(one, of_list=True)] if one is not None else _from_map(value)
 
 
 def _from_list(items: object) -> list[_Found] | None:
@@ -150,14 +152,12 @@ def _id(value: object) -> int | None:
 
 
 def _digits(value: object) -> str | None:
-    """Return a number's full digits as Fuse may write it: with ``tel:``, quotes, parameters."""
+    """Return a number's digits as Fuse may write it: with ``tel:``, quotes, parameters."""
     if isinstance(value, bool) or not isinstance(value, (str, int)):
         return None
     text = str(value).strip().strip("'\"").partition(";")[0].strip().removeprefix("tel:")
     text = text.lstrip("+").strip()
-    if not (text.isascii() and text.isdecimal()) or not 8 <= len(text) <= 15:
-        return None
-    return "1" + text if len(text) == 10 else text
+    return text if text.isascii() and text.isdecimal() and 8 <= len(text) <= 15 else None
 
 
 def _matched(found: list[_Found], digits: Sequence[str]) -> list[RowAnswer]:
@@ -166,18 +166,22 @@ def _matched(found: list[_Found], digits: Sequence[str]) -> list[RowAnswer]:
             return [RowAnswer(True, one.call_id, "assumed") for one in found]
         # A single id may be that of the list, and more ids than rows say nothing against a row;
         # but a list of fewer ids may mean rows that were left out, and nobody knows which.
-        complete = len(found) == 1 or len(found) > len(digits)
+        complete = found[0].of_list or len(found) > len(digits)
         return [_ACCEPTED if complete else _OPEN] * len(digits)
-    by_number: dict[str, deque[_Found]] = defaultdict(deque)
+    times = Counter(digits)
+    ids: dict[str, deque[int | None]] = defaultdict(deque)
     for one in found:
         if one.digits is not None:
-            by_number[one.digits].append(one)
+            national = one.digits not in times and len(one.digits) == 10
+            ids["1" + one.digits if national else one.digits].append(one.call_id)
+    # Of a number that stands in the list twice, each id is one row's, and by order at best.
+    enough = {number: len(ids.get(number, ())) - count for number, count in times.items()}
     rows = []
     for number in digits:
-        mine = by_number.get(number)
-        if not mine:
-            rows.append(_OPEN)
-            continue
-        one = mine.popleft()
-        rows.append(_OPEN if one.call_id is None else RowAnswer(True, one.call_id, "matched"))
+        call_id = ids[number].popleft() if enough[number] == 0 else None
+        if call_id is not None:
+            match: Literal["matched", "assumed"] = "matched" if times[number] == 1 else "assumed"
+            rows.append(RowAnswer(True, call_id, match))
+        else:
+            rows.append(_ACCEPTED if enough[number] > 0 else _OPEN)
     return rows

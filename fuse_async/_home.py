@@ -19,7 +19,7 @@ def _count_fork() -> None:
 
 
 # Comparing a counter costs a tenth of os.getpid(), and this is asked on every call.
-if hasattr(os, "register_at_fork"):
+if hasattr(os, "register_at_fork"):  # pragma: no branch - only Windows has none
     os.register_at_fork(after_in_child=_count_fork)
 
 

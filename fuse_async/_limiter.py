@@ -450,10 +450,9 @@ class SlidingWindowLimiter:
                 at = self._cooling[0]
             if self._paused_until is not None:
                 at = max(at, self._paused_until)
-        while self._deadlines and self._deadlines[0].gone:
+        while self._deadlines[0].gone:  # whoever waits is in the heap, so it does not run empty
             heapq.heappop(self._deadlines)
-        if self._deadlines:
-            at = min(at, self._deadlines[0].deadline)
+        at = min(at, self._deadlines[0].deadline)
         if at < self._timer_at:
             self._disarm()
             self._timer_at = at
@@ -509,5 +508,5 @@ def _shut_copies() -> None:
         limiter._max_in_flight = 0
 
 
-if hasattr(os, "register_at_fork"):
+if hasattr(os, "register_at_fork"):  # pragma: no branch - only Windows has none
     os.register_at_fork(after_in_child=_shut_copies)

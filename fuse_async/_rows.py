@@ -7,6 +7,7 @@ objects with fields, and a batch is a join.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from numbers import Number
 from operator import itemgetter
 from typing import Any, TypedDict
 
@@ -16,7 +17,7 @@ from fuse_async._bulk import CellProblem, Schedule, cell_text, name_problem, row
 from fuse_async._phone import NumberRules, PhoneNumber, clean_digits, scan
 from fuse_async._results import RowOutcome, invalid_row
 from fuse_async._seen import SeenNumbers
-from fuse_async.errors import ConfigurationError, InvalidCall
+from fuse_async.errors import InvalidCall, mask
 from fuse_async.models import Call
 
 __all__ = ["Group", "Row", "Rows", "SharedFields", "destination", "schedule_from"]
@@ -42,8 +43,9 @@ _ANY_NUMBER = PhoneNumber.parse("2025550100")
 def schedule_from(shared: SharedFields) -> Schedule:
     """Return the checked fields that a list shares. Raises `InvalidCall`, or TypeError for a
     name that is none of theirs."""
-    if "metadata" in shared:
-        raise TypeError("metadata cannot be shared by a list: give each row its variables")
+    for name in shared:
+        if name not in SharedFields.__annotations__:
+            raise TypeError(f"{name!r} is no field that a list can share: give it to each row")
     return Schedule.of(Call(_ANY_NUMBER, **shared))
 
 
@@ -98,7 +100,7 @@ def destination(number: PhoneNumber) -> str:
 class _Columns:
     """How mappings with the same keys become rows."""
 
-    __slots__ = ("get", "group", "names", "number_name", "problem")
+    __slots__ = ("get", "names", "number_name", "problem")
 
     def __init__(self, keys: tuple[Any, ...], canonical: dict[frozenset[str], tuple[str, ...]]):
         self.problem: InvalidCall | None = None
@@ -114,11 +116,15 @@ class _Columns:
         for name in names:
             rule = name_problem(name)
             if rule is not None and self.problem is None:
-                shown = f"variable {name!r}" if isinstance(name, str) else "a variable's name"
-                self.problem = InvalidCall(shown, rule, "bad_name")
+                self.problem = InvalidCall(_shown(name), rule, "bad_name")
         # Rows whose keys came in another order belong into the same batch.
         self.names = () if self.problem else canonical.setdefault(frozenset(names), names)
         self.get = _getter(self.names)
+
+
+def _shown(name: object) -> str:
+    # Without a header a contact file's first row becomes the names.
+    return f"variable {mask(repr(name))[:60]}" if isinstance(name, str) else "a variable's name"
 
 
 def _getter(names: tuple[str, ...]) -> Any:
@@ -152,13 +158,10 @@ class Rows:
         self._other_groups: dict[tuple[tuple[str, ...], Schedule], Group] = {}
 
     def take(self, item: object, index: int) -> Row | RowOutcome:
-        """Return the row that `item` stands for, or the outcome of one that cannot be sent.
-
-        Raises `ConfigurationError` where the item is nothing that can be a row.
-        """
+        """Return the row that `item` stands for, or the outcome of one that cannot be sent."""
         if isinstance(item, Mapping):
             found = self._from_mapping(item, index, None)
-        elif isinstance(item, (str, int, PhoneNumber)):
+        elif item is None or isinstance(item, (str, Number, PhoneNumber)):
             found = self._row(index, None, item, (), (), self._schedule, None, None)
         elif isinstance(item, Call):
             found = self._from_call(item, index, None)
@@ -177,10 +180,8 @@ class Rows:
         if isinstance(error, InvalidCall):
             return invalid_row(error, index, line)
         if not isinstance(call, Call):
-            raise ConfigurationError(
-                f"Item {index} of the list is a {type(item).__name__}.",
-                hint="Give numbers, Call objects, ContactRows, or mappings with a phone_number.",
-            )
+            rule = "must be a number, a Call, a ContactRow, or a mapping with a phone_number"
+            return invalid_row(InvalidCall("row", rule, "wrong_type"), index, line)
         return self._from_call(call, index, line)
 
     def _from_mapping(
@@ -209,7 +210,7 @@ class Rows:
         for name in variables:
             rule = name_problem(name)
             if rule is not None:
-                return invalid_row(InvalidCall(f"variable {name!r}", rule, "bad_name"), index, line)
+                return invalid_row(InvalidCall(_shown(name), rule, "bad_name"), index, line)
         names = tuple(variables)
         names = self._canonical.setdefault(frozenset(names), names)
         own = Schedule.of(call)
@@ -223,6 +224,13 @@ class Rows:
                     )
                 )
             )
+            if (
+                schedule.start_timestamp is not None
+                and schedule.end_timestamp is not None
+                and schedule.end_timestamp <= schedule.start_timestamp
+            ):  # one is the row's own, the other the list's; Fuse would refuse the whole list
+                rule = "must be after start_timestamp"
+                return invalid_row(InvalidCall("end_timestamp", rule, "order"), index, line)
         return self._row(
             index,
             line,
@@ -265,7 +273,7 @@ class Rows:
                     rule = str(problem)
                 else:
                     continue
-                bad = InvalidCall(f"variable {name!r}", rule, "bad_cell", key=key, tag=tag)
+                bad = InvalidCall(_shown(name), rule, "bad_cell", key=key, tag=tag)
                 return invalid_row(bad, index, line)
             data = row_line(cells)
         group = self._group(names, schedule)

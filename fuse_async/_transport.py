@@ -20,7 +20,7 @@ import aiohttp
 import attrs
 from yarl import URL
 
-from fuse_async._clock import Clock
+from fuse_async._clock import SYSTEM_CLOCK, Clock
 from fuse_async._http import MIB, Answer, Lost, NeverLeft, Request, Result
 from fuse_async._interrupt import Interruptible, Watchdog
 from fuse_async._secret import Secret
@@ -37,11 +37,14 @@ _DETAIL_LENGTH = 200
 class Progress:
     """How far one attempt got. `left`: None before anything is known, False while there is no
     connection yet, True from the moment the first byte may be written. `head` is the answer's
-    status and headers, from the moment they are here."""
+    status and headers, from the moment they are here. `latest`, on `clock`, is the last instant
+    at which the first byte may still be written."""
 
-    __slots__ = ("head", "left")
+    __slots__ = ("clock", "head", "latest", "left")
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock = SYSTEM_CLOCK, latest: float = float("inf")) -> None:
+        self.clock = clock
+        self.latest = latest
         self.left: bool | None = None
         self.head: Answer | None = None
 
@@ -51,6 +54,10 @@ class Progress:
 
 
 _progress: ContextVar[Progress] = ContextVar("fuse_async_progress")
+
+
+class _TooLate(Exception):
+    """The time was up before the first byte."""
 
 
 class _SentBefore(Exception):
@@ -66,7 +73,11 @@ class _TrackedRequest(aiohttp.ClientRequest):
         super().__init__(*args, **kwargs)
 
     async def send(self, conn: aiohttp.connector.Connection) -> aiohttp.ClientResponse:
-        _progress.get().left = True
+        progress = _progress.get()
+        # The last look before the first byte: a machine that slept meanwhile must not ring late.
+        if progress.clock.now() > progress.latest:
+            raise _TooLate
+        progress.left = True
         return await super().send(conn)
 
 
@@ -155,15 +166,16 @@ class Transport:
         return self._session is None or self._session.closed
 
     async def send(self, request: Request, timeout: float, progress: Progress) -> Result:
-        """Send `request` once and read its answer, within `timeout` seconds.
+        """Send `request` once and read its answer, within `timeout` seconds from now.
 
         Cancelling closes the connection; `progress` then tells whether anything may have left.
         """
         if self._session is None:
             self.open()
+        progress.clock, progress.latest = self._clock, self._clock.now() + timeout
         token = _progress.set(progress)
         wait = Interruptible()
-        self._watchdog.watch(wait, self._clock.now() + timeout)
+        self._watchdog.watch(wait, progress.latest)
         try:
             with wait:
                 return await self._exchange(request, progress)
@@ -181,6 +193,8 @@ class Transport:
             return NeverLeft("tls", _detail(error))
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             return NeverLeft("connect", _detail(error))
+        except _TooLate:
+            return NeverLeft("connect", f"no connection within {timeout:.1f} s")
         except _SentBefore:
             return Lost("disconnected", "the connection was closed without an answer")
         except Exception as error:

@@ -38,6 +38,7 @@ _EPILOG += "\n".join(f"  {code.value:>3}  {code.meaning}" for code in Exit)
 
 
 @click.group(
+    no_args_is_help=False,
     epilog=_EPILOG,
     context_settings={
         "auto_envvar_prefix": "FUSE",
@@ -78,20 +79,18 @@ def run(args: list[str]) -> int:
 
 
 _NOTHING_SENT = "Nothing was sent."
-_SHOWS_WORDS = re.compile(r"Got unexpected extra arguments?|No such command").match
+_SHOWS_WORDS = re.compile(r"Got unexpected extra arguments?|No such command|Missing command").match
 
 
 def _usage(error: click.UsageError) -> Problem:
     context = error.ctx
     command = "fuse-async" if context is None else context.command_path
     happened = error.format_message()
-    if type(error).__name__ == "NoArgsIsHelpError":
-        happened = f"No command was given. There are: {', '.join(app.commands)}."
-    elif found := _SHOWS_WORDS(happened):
+    if found := _SHOWS_WORDS(happened):
         # A stray word may be half of a number, or a key that somebody tried to pass.
         happened = f"{found[0]}. Put a number with spaces into quotes."
-        if found[0] == "No such command":
-            happened = f"No such command. There are: {', '.join(app.commands)}."
+        if found[0].endswith("command"):
+            happened = f"{found[0]}. There are: {', '.join(app.commands)}."
     return Problem(
         Exit.USAGE,
         "invalid",

@@ -53,7 +53,12 @@ class Output:
         """Write the command's result: `data` as JSON, or `lines`, which show no full number."""
         if self.as_json:
             lines = [json.dumps(data)]
-        if not _write(sys.stdout, "".join(f"{line}\n" for line in lines)):
+        try:
+            written = _write(sys.stdout, "".join(f"{line}\n" for line in lines))
+        except KeyboardInterrupt:
+            _silence(sys.stdout)
+            raise
+        if not written:
             # The exit code tells what became of the call, so it must not become that of a pipe.
             self.note("The result could not be written: stdout is closed. It was:")
             _write(sys.stderr, f"{json.dumps(data)}\n")
@@ -96,7 +101,8 @@ def _write(stream: TextIO | None, text: str) -> bool:
 
 
 def _silence(stream: TextIO) -> None:
-    # Python flushes both streams at its end, and a failure there would replace the exit code.
+    # Python flushes both streams at its end: a failure there would replace the exit code, and a
+    # pipe that takes no more would keep the process.
     try:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())

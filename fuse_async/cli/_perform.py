@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Coroutine
 from typing import Any, Literal, TypeVar
@@ -163,11 +164,9 @@ def perform(
 
 def ended(output: Output, problem: Problem) -> click.exceptions.Exit:
     """Write `problem` and return what is to be raised to leave with its exit code."""
-    try:
+    # What became of it stands on stderr by then; the code must not say less.
+    with contextlib.suppress(KeyboardInterrupt):
         output.problem(problem)
-    except KeyboardInterrupt:
-        # What became of it stands on stderr by now; the code must not say less.
-        pass
     return click.exceptions.Exit(problem.code)
 
 

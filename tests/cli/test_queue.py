@@ -356,12 +356,13 @@ async def test_closed_stdout_does_not_change_what_the_exit_code_says(
 async def test_ctrl_c_while_nobody_reads_the_result_still_says_it_was_placed(
     sandbox: Sandbox, start: Any
 ) -> None:
-    """The pipe is full before the command starts, so that it can end only by the signal."""
+    """Its stdout is a full pipe from the start, so that only the signal can end it."""
     code = (
-        "import os, sys; os.set_blocking(1, False)\n"
+        "import os, sys; end, full = os.pipe(); os.set_blocking(full, False)\n"
         "try:\n"
-        "    while True: os.write(1, b'x' * 4096)\n"
-        "except BlockingIOError: os.set_blocking(1, True)\n"
+        "    while True: os.write(full, b'x')\n"
+        "except BlockingIOError: os.set_blocking(full, True)\n"
+        "os.dup2(full, 1)\n"
         "from fuse_async.cli import main; sys.exit(main())"
     )
     running = await start("queue", CANARY, program=("-c", code))
@@ -369,8 +370,8 @@ async def test_ctrl_c_while_nobody_reads_the_result_still_says_it_was_placed(
     running.send(signal.SIGINT)
     assert "Stopped by Ctrl-C." in await running.error_line()
     assert await running.error_line() == "Was it placed:  Yes, as call 761.\n"
+    assert (await running.done()).code == 130
     assert len(sandbox.calls) == 1
-    await running.line()
 
 
 async def test_two_commands_at_once_do_not_disturb_each_other(sandbox: Sandbox, start: Any) -> None:

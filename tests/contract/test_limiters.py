@@ -36,7 +36,7 @@ def clock() -> ManualClock:
     return ManualClock()
 
 
-@pytest.fixture(params=IMPLEMENTATIONS.values(), ids=IMPLEMENTATIONS.keys())
+@pytest.fixture(params=IMPLEMENTATIONS.values(), ids=[*IMPLEMENTATIONS])
 def make(request: pytest.FixtureRequest) -> Make:
     chosen: Make = request.param
     return chosen
@@ -396,7 +396,7 @@ async def play(limiter: Limiter, clock: ManualClock, plan: list[Trip]) -> list[f
     return arrivals
 
 
-@pytest.mark.parametrize("make", IMPLEMENTATIONS.values(), ids=IMPLEMENTATIONS.keys())
+@pytest.mark.parametrize("make", IMPLEMENTATIONS.values(), ids=[*IMPLEMENTATIONS])
 @settings(max_examples=40)
 @given(
     plan=st.lists(trips, min_size=1, max_size=30),

@@ -326,7 +326,6 @@ async def test_a_storm_of_cancels_at_random_moments_loses_nothing_and_doubles_no
     assert stats.queued + stats.refused + stats.not_sent + stats.unknown == len(ends)
     assert (stats.waiting, stats.in_flight) == (0, 0)
     assert stats.requests == len(recorder.named("sent"))
-    assert sandbox.busiest_window(0.05) <= 20
     assert free_slots(limiter) == 10  # max_in_flight at once
     held = [limiter.try_acquire() for _ in range(10)]
     for slot in held:
