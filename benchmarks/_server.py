@@ -3,7 +3,8 @@
 single   answers each POST with a call id at once
 slow     the same over a bad line: a request is *there*, and is logged, after a random way (longer
          for the first one of a connection), and its answer takes a random time, too
-bulk     counts the rows and bytes of each uploaded list and answers with as many ids
+bulk     counts the rows and bytes of each uploaded list and answers with as many ids; a request
+         that is no list gets one id
 
 ``GET /report`` says what was seen since the last report. Ends when its standard input closes.
 """
@@ -110,12 +111,12 @@ class Connection(asyncio.Protocol):
             asyncio.get_running_loop().call_later(delay, self.arrived, random.uniform(0, back))
             return
         self.seen.requests += 1
-        if self.kind == "single":
+        body = b"".join(self.parts)
+        self.parts.clear()
+        if self.kind == "single" or b"filename=" not in body:
             self.seen.next_id += 1
             self.transport.write(answer(b'{"call_id":%d}' % self.seen.next_id))
             return
-        body = b"".join(self.parts)
-        self.parts.clear()
         rows = body.count(b'"\r\n"')
         self.seen.rows += rows
         self.seen.body_bytes += len(body)

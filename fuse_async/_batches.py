@@ -10,16 +10,17 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Protocol, Self
 
 from fuse_async._clock import Clock
 from fuse_async._results import BatchReceipt, RowOutcome
 from fuse_async._rows import Group, Row, Rows
-from fuse_async.errors import FuseError, NotSent
+from fuse_async.errors import FuseError, NotSent, NotSentReason
 
-__all__ = ["Assembler", "Batch", "BatchStream", "Sent", "prepared"]
+__all__ = ["Assembler", "Batch", "BatchStream", "Halt", "Sent", "prepared", "replay"]
 
 _log = logging.getLogger("fuse_async")
 
@@ -69,8 +70,10 @@ class Assembler:
         self._rows += 1
         self._bytes += len(row.data)
         if ready is None and (self._rows >= self._max_rows or self._bytes > self._max_bytes):
-            fullest = max(self._open.values(), key=lambda one: (len(one.rows), one.size))
-            ready = self._take(fullest)
+            by_rows = self._rows >= self._max_rows
+            ready = self._take(
+                max(self._open.values(), key=lambda one: len(one.rows) if by_rows else one.size)
+            )
         return ready
 
     def rest(self) -> Iterator[Batch]:
@@ -98,10 +101,44 @@ class Sent:
         self.stops = stops
 
 
-async def prepared(source: Any, rows: Rows, clock: Clock) -> AsyncIterator[Row | RowOutcome]:
+class _Waiting(Protocol):
+    def end(self, reason: NotSentReason) -> None: ...
+
+
+class Halt:
+    """Whether a list goes on, and if not, why: shared by its stream and its uploads.
+
+    `uploads` are those under way. `stop` ends the ones that still wait for their turn; what was
+    sent is finished.
+    """
+
+    __slots__ = ("reason", "text", "uploads")
+
+    def __init__(self) -> None:
+        self.text: str | None = None
+        self.reason: NotSentReason = "stopped"
+        self.uploads: set[_Waiting] = set()
+
+    def stop(self, text: str, reason: NotSentReason = "stopped") -> None:
+        """Send nothing more. The first reason given stays."""
+        if self.text is not None:
+            return
+        self.text, self.reason = text, reason
+        for upload in list(self.uploads):
+            upload.end(reason)
+
+    def error(self) -> NotSent:
+        """Return the error of rows that are not sent for this reason."""
+        return NotSent(self.text or "", reason=self.reason, fate="None of its calls was placed.")
+
+
+async def prepared(
+    source: Any, rows: Rows, clock: Clock
+) -> AsyncGenerator[Row | RowOutcome | None, None]:
     """Yield the row, or the outcome, of each item of an iterable or async iterable.
 
-    Gives the loop a turn every few milliseconds, whatever the source does.
+    Yields None every few milliseconds, whatever the source does: then the loop is to be given a
+    turn. Not here, where a cancel would end the generator, and with it the list.
     """
     index = 0
     turn = clock.now() + _TURN
@@ -110,14 +147,14 @@ async def prepared(source: Any, rows: Rows, clock: Clock) -> AsyncIterator[Row |
             yield rows.take(item, index)
             index += 1
             if index & 63 == 0 and clock.now() > turn:
-                await asyncio.sleep(0)
+                yield None
                 turn = clock.now() + _TURN
         return
     for item in source:
         yield rows.take(item, index)
         index += 1
         if index & 63 == 0 and clock.now() > turn:
-            await asyncio.sleep(0)
+            yield None
             turn = clock.now() + _TURN
 
 
@@ -135,20 +172,22 @@ class BatchStream:
     An async iterator of `BatchReceipt`, and an async context manager that closes it. Every row of
     the source is in exactly one receipt. Rows are read only while a receipt is awaited. Leave it
     early through ``async with`` or `aclose`: nothing more is sent, uploads under way are finished,
-    and `aclose` returns the receipts that nobody has seen yet.
+    and `aclose` returns the receipts that nobody has seen yet. For one task at a time.
     """
 
     def __init__(
         self,
-        source: AsyncIterator[Row | RowOutcome],
+        source: AsyncGenerator[Row | RowOutcome | None, None],
         assembler: Assembler,
         max_rows: int,
+        halt: Halt,
         send: Callable[[Batch], asyncio.Task[Sent]],
         drop: Callable[[int], None],
     ) -> None:
         self._source = source
         self._assembler = assembler
         self._max_rows = max_rows
+        self._halt = halt
         self._send = send
         self._drop = drop
         self._ready: deque[BatchReceipt] = deque()
@@ -160,9 +199,9 @@ class BatchStream:
         self._batches: deque[Batch] = deque()
         self._receipts = 0
         self._exhausted = False
-        self._stopped: FuseError | None = None
-        self._failure: BaseException | None = None
+        self._failure: Exception | None = None
         self._closed = False
+        self._in_use = False
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "at its end" if self._exhausted else "reading"
@@ -174,43 +213,61 @@ class BatchStream:
 
     async def __anext__(self) -> BatchReceipt:
         """Return the next receipt. Cancelling loses none: the upload goes on, and its receipt
-        comes with the next call or from `aclose`."""
-        while not self._ready:
-            if not self._closed:
-                await self._top_up()
-            if self._ready:
-                break
-            if self._flying:
-                await self._land()
-                continue
-            failure, self._failure = self._failure, None
-            if failure is not None:
-                raise failure
-            raise StopAsyncIteration
-        return self._ready.popleft()
+        comes with the next call or from `aclose`. A cancel that meets the source while it is read
+        ends it, and the list goes on as if the source had failed."""
+        with self._alone():
+            while not self._ready:
+                if not self._closed:
+                    await self._top_up()
+                if self._ready:
+                    break
+                if self._flying:
+                    await self._land()
+                    continue
+                failure, self._failure = self._failure, None
+                if failure is not None:
+                    raise failure
+                raise StopAsyncIteration
+            return self._ready.popleft()
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        if self._in_use:
+            raise RuntimeError("another task is waiting for a receipt of this list")
+        self._in_use = True
+        try:
+            yield
+        finally:
+            self._in_use = False
 
     async def _top_up(self) -> None:
         """Read on until enough uploads are under way, or there are receipts to give."""
         while not self._ready and len(self._flying) < _AT_ONCE:
-            if not self._batches and not self._exhausted:
-                await self._read()
-            if not self._batches:
-                if self._exhausted:
-                    self._give_unsendable(all_of_them=True)
-                    return
-                continue
-            batch = self._batches.popleft()
-            if self._stopped is not None or self._failure is not None:
+            if self._batches:
+                if self._halt.text is None:
+                    self._take_off()
+                    continue
                 # Receipts of what was sent come first, so that nothing looks unsent that is not.
                 while self._flying:
                     await self._land()
-                self._give_unsent(batch)
-                continue
-            try:
-                self._flying.append(self._send(batch))
-            except NotSent as error:  # the client was closed under the list
-                self._stopped = error
-                self._batches.appendleft(batch)
+                self._give_unsent(self._batches.popleft())
+            elif not self._exhausted:
+                await self._read()
+            else:
+                if not self._flying:
+                    self._give_unsendable(all_of_them=True)
+                return
+
+    def _take_off(self) -> None:
+        try:
+            upload = self._send(self._batches[0])
+        except NotSent as error:
+            self._halt.stop("The client was closed before these calls were sent.", error.reason)
+        except FuseError as error:
+            self._halt.stop(f"The client cannot be used here: {type(error).__name__}.")
+        else:
+            self._batches.popleft()
+            self._flying.append(upload)
 
     async def _read(self) -> None:
         """Read until there is a batch, or the end."""
@@ -218,12 +275,18 @@ class BatchStream:
             try:
                 found = await anext(self._source)
             except StopAsyncIteration:
-                self._exhausted = True
+                self._at_end(None)
             except Exception as error:
-                self._exhausted = True
-                self._failure = error
+                self._at_end(error)
+            except BaseException:
+                # It went through the source, and what is left of that would look like its end.
+                text = "A cancel met the source of the calls, so the rest of it was not sent."
+                self._at_end(NotSent(text, reason="stopped"))
+                raise
             else:
-                if isinstance(found, Row):
+                if found is None:
+                    await asyncio.sleep(0)
+                elif isinstance(found, Row):
                     batch = self._assembler.add(found)
                     if batch is not None:
                         self._batches.append(batch)
@@ -232,15 +295,20 @@ class BatchStream:
                     if self._ready:
                         return
                 continue
-            self._batches.extend(self._assembler.rest())
             return
+
+    def _at_end(self, failure: Exception | None) -> None:
+        """No more comes from the source."""
+        self._exhausted = True
+        self._batches.extend(self._assembler.rest())
+        if failure is not None:
+            self._failure = failure
+            self._halt.stop(f"The source of the calls failed: {type(failure).__name__}.")
 
     async def _land(self) -> None:
         """Wait for the oldest upload and make its receipt."""
         sent = await asyncio.shield(self._flying[0])
         self._flying.popleft()
-        if sent.stops and self._stopped is None:
-            self._stopped = sent.error
         outcome = next(fate for fate in _WORST if any(row.outcome == fate for row in sent.rows))
         self._give(BatchReceipt(self._receipts, outcome, sent.rows, sent.error))
 
@@ -259,18 +327,7 @@ class BatchStream:
                 self._unsendable[kind] = []
 
     def _give_unsent(self, batch: Batch) -> None:
-        if isinstance(self._stopped, NotSent):
-            text = "The client was closed before these calls were sent."
-        elif self._stopped is not None:
-            text = f"An earlier batch ended the list: {type(self._stopped).__name__}."
-        elif self._failure is not None:
-            text = f"The source of the calls failed: {type(self._failure).__name__}."
-        else:
-            text = "The list was left before these calls were sent."
-        closed = isinstance(self._stopped, NotSent)
-        error = NotSent(
-            text, reason="closed" if closed else "stopped", fate="None of its calls was placed."
-        )
+        error = self._halt.error()
         rows = tuple(RowOutcome(row.index, row.line, "not_sent", error=error) for row in batch.rows)
         self._drop(len(rows))
         self._give(BatchReceipt(self._receipts, "not_sent", rows, error))
@@ -282,20 +339,22 @@ class BatchStream:
     async def aclose(self) -> list[BatchReceipt]:
         """Stop reading, wait for the uploads under way, and return the receipts not yet given.
 
-        Rows that were read and not sent are among them, as ``not_sent``. May be called again.
+        Rows that were read and not sent are among them, as ``not_sent``; so are uploads that still
+        waited for the limiter. May be called again.
         """
-        self._closed = True
-        await _close(self._source)
-        while self._flying:
-            await self._land()
-        for batch in (*self._batches, *self._assembler.rest()):
-            self._give_unsent(batch)
-        self._batches.clear()
-        self._give_unsendable(all_of_them=True)
-        self._exhausted = True
-        rest = list(self._ready)
-        self._ready.clear()
-        return rest
+        with self._alone():
+            self._closed = True
+            self._halt.stop("The list was left before these calls were sent.")
+            await self._source.aclose()
+            while self._flying:
+                await self._land()
+            self._at_end(None)
+            while self._batches:
+                self._give_unsent(self._batches.popleft())
+            self._give_unsendable(all_of_them=True)
+            rest = list(self._ready)
+            self._ready.clear()
+            return rest
 
     async def __aenter__(self) -> Self:
         return self
@@ -319,17 +378,10 @@ class BatchStream:
             )
 
 
-async def _close(source: object) -> None:
-    close = getattr(source, "aclose", None)
-    if close is not None:
-        await close()
-
-
-def replay(found: Iterable[Row | RowOutcome]) -> AsyncIterator[Row | RowOutcome]:
-    """Yield rows that were prepared before."""
-
-    async def again() -> AsyncIterator[Row | RowOutcome]:
-        for one in found:
-            yield one
-
-    return again()
+async def replay(
+    found: list[Row | RowOutcome],
+) -> AsyncGenerator[Row | RowOutcome | None, None]:
+    """Yield rows that were prepared before, and let go of them."""
+    found.reverse()
+    while found:
+        yield found.pop()

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import attrs
 
-from fuse_async._answers import error_text, value_of
+from fuse_async._answers import _error_in, value_of
 from fuse_async._http import Answer
 from fuse_async._markup import flag, whole
 
@@ -52,7 +52,7 @@ def rows_answered(answer: Answer, digits: Sequence[str]) -> list[RowAnswer] | No
     value = value_of(answer)
     if value is None:
         return None
-    if error_text(answer) is not None:  # `success: false` as well, and whatever ids are beside it
+    if _error_in(value) is not None:  # `success: false` as well, and whatever ids are beside it
         return None
     value = _unwrapped(value)
     found = _found(value)
@@ -183,5 +183,6 @@ def _matched(found: list[_Found], digits: Sequence[str]) -> list[RowAnswer]:
             match: Literal["matched", "assumed"] = "matched" if times[number] == 1 else "assumed"
             rows.append(RowAnswer(True, call_id, match))
         else:
-            rows.append(_ACCEPTED if enough[number] > 0 else _OPEN)
+            surely = enough[number] > 0 and None not in ids[number]
+            rows.append(_ACCEPTED if surely else _OPEN)
     return rows

@@ -79,8 +79,8 @@ class Member:
             self._leave(self)
 
     def tell(self, answer: QueuedCall | FuseError) -> None:
-        """Give the caller its answer, unless it has left."""
-        if not self.answer.done():
+        """Give the caller its answer, unless it has left, or its loop is gone."""
+        if not self.answer.done() and not self.answer.get_loop().is_closed():
             self.answer.set_result(answer)
 
 
@@ -120,11 +120,6 @@ class GroupCommit:
     def waiting(self) -> int:
         """How many wait."""
         return len(self._members)
-
-    def shares(self, member: Member) -> bool:
-        """Whether somebody else waits who could ride with `member`."""
-        line = self._lines.get((member.place, member.row.group))
-        return line is not None and any(other is not member for other in line)
 
     # -- the caller's side ---------------------------------------------------------------------
 
@@ -170,15 +165,15 @@ class GroupCommit:
 
     async def _stand_in_line(self) -> None:
         while self._members:
+            latest = max(member.deadline for member in self._members)
             try:
-                slot = await self._limiter.acquire(
-                    max(member.deadline for member in self._members), urgent=True
-                )
+                slot = await self._limiter.acquire(latest, urgent=True)
             except NotSent as refusal:
-                self._turn_away(refusal)
+                self._turn_away(refusal, latest)
             except Exception as error:
                 self._turn_away(
-                    NotSent(f"The limiter failed with {type(error).__name__}.", reason="limiter")
+                    NotSent(f"The limiter failed with {type(error).__name__}.", reason="limiter"),
+                    latest,
                 )
             else:
                 members = self._board()
@@ -187,9 +182,9 @@ class GroupCommit:
                 else:
                     slot.give_back()
 
-    def _turn_away(self, refusal: NotSent) -> None:
-        """The limiter cannot serve the most patient one in time, so none of them."""
-        for member in list(self._members):
+    def _turn_away(self, refusal: NotSent, latest: float) -> None:
+        """The limiter cannot serve anybody up to `latest`; who has more time came in between."""
+        for member in [one for one in self._members if one.deadline <= latest]:
             self._stand_up(member)
             error = copy.copy(refusal)
             error.key, error.tag = member.call.key, member.call.tag
@@ -197,6 +192,9 @@ class GroupCommit:
 
     def _board(self) -> list[Member]:
         """Take the first in line, and all who fit into one list with it."""
+        # A whole group of callers may have been cancelled in this very turn of the loop.
+        for member in [one for one in self._members if one.answer.done()]:
+            self._stand_up(member)
         first = next(iter(self._members), None)
         if first is None:
             return []
@@ -223,6 +221,9 @@ class GroupCommit:
         if self._standing_in is not None:
             self._standing_in.cancel()
             self._standing_in = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer, self._timer_at = None, float("inf")
 
     # -- deadlines -----------------------------------------------------------------------------
 

@@ -141,10 +141,14 @@ class Engine:
             None if call is None else call.tag,
         )
 
-    def own(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+    def own(
+        self, work: Coroutine[Any, Any, T], context: contextvars.Context | None = None
+    ) -> asyncio.Task[T]:
         """Run `work` in a task of the client's own, which no caller can cancel and which knows
-        nothing of any caller's context."""
-        task = asyncio.get_running_loop().create_task(work, context=contextvars.Context())
+        nothing of any caller's context but the one given."""
+        task = asyncio.get_running_loop().create_task(
+            work, context=contextvars.Context() if context is None else context
+        )
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task

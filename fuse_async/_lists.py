@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any, Literal
 
-from fuse_async._batches import Assembler, Batch, BatchStream, Sent, prepared, replay
+from fuse_async._batches import Assembler, Batch, BatchStream, Halt, Sent, prepared, replay
 from fuse_async._bulk import bulk_request
 from fuse_async._bulk_answers import RowAnswer
-from fuse_async._engine import Engine, outcome_if_given_up, outcome_of
+from fuse_async._engine import Engine, check_seconds, outcome_if_given_up, outcome_of
 from fuse_async._limiter import Slot
 from fuse_async._requests import status_url
 from fuse_async._results import BatchResult, RowOutcome
@@ -26,6 +27,7 @@ from fuse_async.errors import (
     InvalidCalls,
     MethodNotAllowed,
     NotFound,
+    NotSent,
     OutcomeUnknown,
     Unauthorized,
 )
@@ -68,7 +70,7 @@ class Lists:
         shared: SharedFields,
     ) -> BatchStream:
         """Return the receipts' stream; see `FuseClient.stream_calls`."""
-        rows = self._rows(on_duplicate, max_rows, max_bytes, shared)
+        rows = self._rows(on_duplicate, max_rows, max_bytes, timeout, shared)
         source = self._checked(prepared(calls, rows, self._engine.clock))
         return self._stream(source, deployment, max_rows, max_bytes, timeout)
 
@@ -86,9 +88,13 @@ class Lists:
         """Read all, check all, send all; see `FuseClient.queue_calls`."""
         if on_invalid not in ("raise", "skip"):
             raise ConfigurationError('on_invalid must be "raise" or "skip".')
-        rows = self._rows(on_duplicate, max_rows, max_bytes, shared)
-        source = self._checked(prepared(calls, rows, self._engine.clock))
-        found = [one async for one in source]
+        rows = self._rows(on_duplicate, max_rows, max_bytes, timeout, shared)
+        found: list[Row | RowOutcome] = []
+        async for one in self._checked(prepared(calls, rows, self._engine.clock)):
+            if one is None:
+                await asyncio.sleep(0)
+            else:
+                found.append(one)
         problems = tuple(
             one.error
             for one in found
@@ -115,12 +121,19 @@ class Lists:
         return result
 
     def _rows(
-        self, on_duplicate: OnDuplicate, max_rows: int, max_bytes: int, shared: SharedFields
+        self,
+        on_duplicate: OnDuplicate,
+        max_rows: int,
+        max_bytes: int,
+        timeout: float | None,
+        shared: SharedFields,
     ) -> Rows:
         if on_duplicate not in ("refuse", "allow"):
             raise ConfigurationError('on_duplicate must be "refuse" or "allow".')
         _check_whole("max_rows", max_rows, 1, _MOST_ROWS)
         _check_whole("max_bytes", max_bytes, 1000, _MOST_BYTES)
+        if timeout is not None:
+            check_seconds("timeout", timeout)
         return Rows(
             self._engine.settings.numbers,
             schedule_from(shared),
@@ -129,43 +142,56 @@ class Lists:
         )
 
     async def _checked(
-        self, source: AsyncIterator[Row | RowOutcome]
-    ) -> AsyncIterator[Row | RowOutcome]:
-        async for found in source:
-            if isinstance(found, Row) and found.key is not None:
-                raise ConfigurationError(
-                    f"The call at index {found.index} has a key, which needs a ledger to remember"
-                    " it, and this version has none yet.",
-                    hint="Leave key out; use tag to label a call.",
-                )
-            yield found
+        self, source: AsyncGenerator[Row | RowOutcome | None, None]
+    ) -> AsyncGenerator[Row | RowOutcome | None, None]:
+        async with aclosing(source):
+            async for found in source:
+                if isinstance(found, Row) and found.key is not None:
+                    raise ConfigurationError(
+                        f"The call at index {found.index} has a key, which needs a ledger to"
+                        " remember it, and this version has none yet.",
+                        hint="Leave key out; use tag to label a call.",
+                    )
+                yield found
 
     def _stream(
         self,
-        source: AsyncIterator[Row | RowOutcome],
+        source: AsyncGenerator[Row | RowOutcome | None, None],
         deployment: Deployment,
         max_rows: int,
         max_bytes: int,
         timeout: float | None,
     ) -> BatchStream:
         engine = self._engine
+        halt = Halt()
 
         def send(batch: Batch) -> asyncio.Task[Sent]:
             engine.enter()
             ticket = engine.ticket("batch", timeout, deployment)
             # Open from now on, so that closing the client waits for it.
             engine.runner.open.add(ticket)
-            return engine.own(self._send(ticket, batch, deployment))
+            halt.uploads.add(ticket)
+            upload = engine.own(self._send(ticket, batch, deployment, halt))
+
+            def over(_: asyncio.Task[Sent]) -> None:
+                halt.uploads.discard(ticket)
+                if ticket in engine.runner.open:  # the loop ended before the task began
+                    engine.runner.close(ticket)
+                    engine.ended(ticket, "not_sent", rows=len(batch.rows))
+
+            upload.add_done_callback(over)
+            return upload
 
         return BatchStream(
             source,
             Assembler(max_rows, max_bytes),
             max_rows,
+            halt,
             send,
             lambda rows: engine.count("not_sent", rows),
         )
 
-    async def _send(self, ticket: Ticket, batch: Batch, deployment: Deployment) -> Sent:
+    async def _send(self, ticket: Ticket, batch: Batch, deployment: Deployment, halt: Halt) -> Sent:
         """Upload a batch of a list, and book its rows."""
         engine, rows = self._engine, len(batch.rows)
         try:
@@ -173,12 +199,23 @@ class Lists:
         except BaseException as given_up:
             engine.ended(ticket, outcome_if_given_up(ticket), error=given_up, rows=rows)
             raise
-        queued = sum(row.outcome == "queued" for row in sent.rows)
-        if queued:
-            engine.ended(ticket, "queued", rows=queued)
-        if queued < rows:
-            fate = "unknown" if sent.error is None else outcome_of(sent.error)
-            engine.ended(ticket, fate, error=sent.error, rows=rows - queued)
+        if sent.stops:
+            # Here and now: the slot that just came free must not go to the next batch.
+            halt.stop(f"An earlier batch ended the list: {type(sent.error).__name__}.")
+        elif (
+            halt.text is not None
+            and isinstance(sent.error, NotSent)
+            and sent.error.reason == "stopped"
+        ):
+            error = halt.error()
+            error.attempts = sent.error.attempts
+            sent = _all_rows(batch, error)
+        if sent.error is None:
+            engine.ended(ticket, "queued", rows=rows)
+        else:
+            queued = sum(row.outcome == "queued" for row in sent.rows)
+            engine.count("queued", queued)
+            engine.ended(ticket, outcome_of(sent.error), error=sent.error, rows=rows - queued)
         return sent
 
     async def carry(
@@ -204,15 +241,10 @@ class Lists:
                 ticket, request, lambda result: judge_batch(result, subject, digits), slot
             )
         except FuseError as error:
-            fate = outcome_of(error)
-            return Sent(
-                tuple(RowOutcome(row.index, row.line, fate, error=error) for row in batch.rows),
-                error,
-                isinstance(error, _ENDS_THE_LIST),
-            )
-        return await self._outcomes(batch, answers)
+            return _all_rows(batch, error)
+        return await self._outcomes(ticket, batch, answers)
 
-    async def _outcomes(self, batch: Batch, answers: list[RowAnswer]) -> Sent:
+    async def _outcomes(self, ticket: Ticket, batch: Batch, answers: list[RowAnswer]) -> Sent:
         base_url = self._engine.settings.base_url
         error: FuseError | None = None
         outcomes: list[RowOutcome] = []
@@ -225,15 +257,22 @@ class Lists:
                 outcomes.append(RowOutcome(row.index, row.line, "queued", call))
             else:
                 error = error or OutcomeUnknown(
-                    "Fuse's answer to the list names other calls than this one.",
+                    "Fuse's answer to the list does not say what became of this call.",
                     reason="unreadable",
-                    status=200,
+                    status=ticket.attempts[-1].status,
+                    attempts=tuple(ticket.attempts),
                     hint="Look for it in the call logs before you hand it in again.",
                 )
                 outcomes.append(RowOutcome(row.index, row.line, "unknown", error=error))
             if len(outcomes) % _PORTION == 0:
                 await asyncio.sleep(0)
         return Sent(tuple(outcomes), error)
+
+
+def _all_rows(batch: Batch, error: FuseError) -> Sent:
+    fate = outcome_of(error)
+    rows = tuple(RowOutcome(row.index, row.line, fate, error=error) for row in batch.rows)
+    return Sent(rows, error, isinstance(error, _ENDS_THE_LIST))
 
 
 def _check_whole(name: str, value: object, low: int, high: int) -> None:

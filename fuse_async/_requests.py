@@ -6,9 +6,8 @@ answers there) makes of a body was tried, not documented.
 
 from __future__ import annotations
 
-import html
 import json
-import secrets
+import os
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import quote, quote_plus, unquote, unquote_plus, urlencode, urlsplit
@@ -96,7 +95,7 @@ def multipart(parts: list[bytes]) -> tuple[str, bytes]:
     while True:
         # A random boundary cannot be foreseen by whoever chose the values; that it is not in
         # them is checked all the same, since a part that ends early would be another call.
-        boundary = secrets.token_hex(16)
+        boundary = os.urandom(16).hex()
         mark = boundary.encode()
         content = (b"\r\n--" + mark + b"\r\n").join(parts)
         if content.count(mark) == len(parts) - 1:
@@ -218,6 +217,8 @@ def _spellings(text: str) -> Iterator[str]:
     if text.isascii() and text.isalnum():
         yield text
         return
+    import html  # its table of entities is large, and only errors need it
+
     text = clean(text)
     for form in (text, json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1]):
         yield form

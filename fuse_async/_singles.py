@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
 import copy
 import warnings
@@ -176,14 +177,30 @@ class Singles:
         """Send the members that share a slot, in a task of the client's own."""
         for member in members:
             self._waited(member)
-        if len(members) == 1:
-            self._engine.own(self._carry_one(members[0], slot))
+        if len(members) > 1:
+            task = self._engine.own(self._carry(members, slot))
         else:
-            self._engine.own(self._carry(members, slot))
+            # Alone, so what happens to it happens to its caller only, and in its caller's context.
+            context = members[0].context
+            task = self._engine.own(
+                self._carry_one(members[0], slot), None if context is None else context.copy()
+            )
+
+        def over(_: asyncio.Task[None]) -> None:
+            left = [member for member in members if member.ticket in self._engine.runner.open]
+            if left:  # the loop ended before the task began
+                slot.give_back()
+            for member in left:
+                self._give_up(member, False)
+
+        task.add_done_callback(over)
 
     async def _carry_one(self, member: Member, slot: Slot) -> None:
         engine, ticket, call = self._engine, member.ticket, member.call
         deployment = Deployment(*member.place)
+        if not self._still_there([member]):
+            slot.give_back()
+            return
         try:
             if call.result_url is not None:  # it waited, and nobody came who shares it
                 self._watch(ticket, member.site)
@@ -212,11 +229,18 @@ class Singles:
 
     async def _carry(self, members: list[Member], slot: Slot) -> None:
         engine = self._engine
+        members = self._still_there(members)
+        if not members:
+            slot.give_back()
+            return
         batch = Batch(members[0].row.group)
         batch.rows = [member.row for member in members]
         deadline = max(member.deadline for member in members)
         ticket = engine.ticket("batch", None, Deployment(*members[0].place))
         ticket.deadline = deadline
+        for member in members:
+            if member.ticket.ended_by is not None:  # between boarding and this moment
+                ticket.end(member.ticket.ended_by)
         self._batches += 1
         for member in members:
             if member.context is not None:
@@ -246,6 +270,21 @@ class Singles:
             assert error is not None
             error.key, error.tag = member.call.key, member.call.tag
             self._settle(member, error)
+
+    def _still_there(self, members: list[Member]) -> list[Member]:
+        """Book those whose callers left after they got their place, and return the others."""
+        for member in members:
+            if member.answer.done():
+                self._settle(
+                    member,
+                    NotSent(
+                        "Its caller left before it was sent.",
+                        reason="stopped",
+                        key=member.call.key,
+                        tag=member.call.tag,
+                    ),
+                )
+        return [member for member in members if not member.answer.done()]
 
     def _give_up(self, member: Member, maybe_placed: bool) -> None:
         """The client's task was cancelled under the callers, as when a loop ends."""

@@ -204,7 +204,9 @@ class Transport:
                 return attrs.evolve(progress.head, complete=False, broke="disconnected")
             if progress.left is False or (progress.left is None and self._is_closed):
                 return NeverLeft("connect", _detail(error))
-            return Lost("disconnected", _detail(error))
+            # With timeouts all our own, only a mock in aiohttp's place raises this.
+            timed_out = isinstance(error, TimeoutError)
+            return Lost("timeout" if timed_out else "disconnected", _detail(error))
         finally:
             self._watchdog.forget(wait)
             _progress.reset(token)

@@ -11,6 +11,7 @@ import click
 from fuse_async._version import __version__
 from fuse_async.cli._calls import cancel, queue, status
 from fuse_async.cli._demo import demo
+from fuse_async.cli._dial import dial
 from fuse_async.cli._exit import Exit
 from fuse_async.cli._options import examples
 from fuse_async.cli._output import Output, Problem
@@ -51,7 +52,7 @@ def app() -> None:
     """Queue outbound phone calls at Plum Voice Fuse, safely."""
 
 
-for _command in (demo, queue, status, cancel, sandbox):
+for _command in (demo, queue, dial, status, cancel, sandbox):
     app.add_command(_command)
 
 
@@ -62,8 +63,10 @@ def run(args: list[str]) -> int:
     # For what fails before a command has read its own options.
     output = Output(as_json="--json" in args)
     output.hide(os.environ.get("FUSE_DEVELOPER_KEY"))
+    # What `perform` marks, so that a second Ctrl-C at a bad moment is not told as "nothing sent".
+    begun: set[str] = set()
     try:
-        code = app.main(args, prog_name="fuse-async", standalone_mode=False)
+        code = app.main(args, prog_name="fuse-async", standalone_mode=False, obj=begun)
     except click.UsageError as error:
         problem = _usage(error)
     except click.ClickException as error:
@@ -71,7 +74,11 @@ def run(args: list[str]) -> int:
             Exit.USAGE, "invalid", error.format_message(), _NOTHING_SENT, data={"error": "usage"}
         )
     except (click.Abort, KeyboardInterrupt):
-        problem = Problem(Exit.INTERRUPTED, "interrupted", "Stopped by Ctrl-C.", _NOTHING_SENT)
+        then = _SENT_PERHAPS if begun else _NOTHING_SENT
+        problem = Problem(Exit.INTERRUPTED, "interrupted", "Stopped by Ctrl-C.", then)
+    except Exception as error:
+        then = _SENT_PERHAPS if begun else _NOTHING_SENT
+        problem = Problem(Exit.UNEXPECTED, "unexpected", f"{type(error).__name__}: {error}", then)
     else:
         return code if isinstance(code, int) else Exit.OK
     output.problem(problem)
@@ -79,6 +86,7 @@ def run(args: list[str]) -> int:
 
 
 _NOTHING_SENT = "Nothing was sent."
+_SENT_PERHAPS = "It may have been done: look before you run it again."
 _SHOWS_WORDS = re.compile(r"Got unexpected extra arguments?|No such command|Missing command").match
 
 

@@ -56,12 +56,17 @@ class Output:
         try:
             written = _write(sys.stdout, "".join(f"{line}\n" for line in lines))
         except KeyboardInterrupt:
-            _silence(sys.stdout)
+            self.give_up_stdout()
             raise
         if not written:
             # The exit code tells what became of the call, so it must not become that of a pipe.
             self.note("The result could not be written: stdout is closed. It was:")
             _write(sys.stderr, f"{json.dumps(data)}\n")
+
+    def give_up_stdout(self) -> None:
+        """Write nothing more there, not even what Python still holds back for it."""
+        if sys.stdout is not None:
+            _silence(sys.stdout)
 
     def problem(self, problem: Problem) -> None:
         """Write what happened, whether it was placed, and what to do now."""

@@ -146,6 +146,7 @@ def perform(
 ) -> None:
     """Do `work` and `show` what it returned, or say what went wrong and leave with its code."""
     journal = Journal(output)
+    click.get_current_context().obj.add(doing)
     try:
         result = run(work(journal))
         journal.done = True

@@ -107,8 +107,9 @@ async def _log(sandbox: Sandbox, output: Output) -> None:
                 collapses = sandbox.collapses
                 output.note("COLLAPSED: too many single calls in one second; all calls fail now.")
     finally:
-        for request in waiting:
-            output.note(_line(request, "no answer"))
+        # What arrived in the last moment has had no turn of the loop above.
+        for request in [*waiting, *sandbox.requests[seen:]]:
+            output.note(_line(request, str(request.status or "no answer")))
 
 
 def _line(request: SeenRequest, answer: str) -> str:

@@ -108,11 +108,7 @@ class RichStage(Stage):
         self._console.print()
         heading = Text.assemble((f" {number} ", "bold white on blue"), (f" {title} ", "bold"))
         self._console.print(Rule(heading, align="left", style="blue"))
-        self._console.print(
-            Padding(
-                Syntax(code, "python", theme="ansi_dark", background_color="default"), (0, 2, 0, 3)
-            )
-        )
+        self._indented(_python(code))
 
     def busy(self, text: str) -> AbstractContextManager[object]:
         return self._console.status(Text(text, "dim"), spinner="dots")
@@ -145,7 +141,11 @@ class RichStage(Stage):
         self._console.print()
         self._indented(Text(_PASTE), 1)
         self._console.print()
-        # Without a frame and from the first column, so that it can be copied as it stands.
-        self._console.print(
-            Syntax(PROGRAM, "python", theme="ansi_dark", background_color="default")
-        )
+        # Without a frame, from the first column and unwrapped, so that it can be copied as it is.
+        self._console.print(_python(PROGRAM), soft_wrap=True, end="\n\n")
+
+
+def _python(code: str) -> Text:
+    text = Syntax("", "python", theme="ansi_dark", background_color="default").highlight(code)
+    text.rstrip()
+    return text

@@ -96,6 +96,41 @@ def test_ctrl_c_before_anything_was_done(
     assert "Nothing was sent." in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("raised", "code", "text"),
+    [
+        (RuntimeError("of +1 617 555 0142"), 1, "RuntimeError: of ***"),
+        (KeyboardInterrupt(), 130, "It may have been done: look before you run it again."),
+    ],
+    ids=["unexpected", "ctrl-c"],
+)
+def test_what_ends_a_command_that_had_begun(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    raised: BaseException,
+    code: int,
+    text: str,
+) -> None:
+    def breaks(*args: object, obj: set[str], **options: object) -> None:
+        obj.add("queue")
+        raise raised
+
+    monkeypatch.setattr(fuse_async.cli._app.app, "main", breaks)
+    assert main(["status", "1"]) == code
+    err = capsys.readouterr().err
+    assert text in err
+    assert "Nothing was sent." not in err
+
+
+async def test_demo_into_a_pipe_that_is_closed_ends_quietly(start: Any) -> None:
+    running = await start("demo")
+    await running.line()
+    transport = running.process._transport.get_pipe_transport(1)
+    transport.close()
+    done = await running.done()
+    assert (done.code, done.err) == (1, "")
+
+
 def test_ctrl_c_while_it_is_loaded(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

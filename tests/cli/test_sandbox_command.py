@@ -64,7 +64,7 @@ async def test_collapse_is_real_and_told(
     running = await start("sandbox", "--collapse-above", "0.5")
     for name, value in exported(await running.line()).items():
         monkeypatch.setenv(name, value)
-    assert (await cli("queue", CANARY, "--timeout", "0.1")).code == 3
+    assert (await cli("queue", CANARY)).code == 3
     await running.error_line()
     assert (await running.error_line()).endswith("to ***42: 500\n")
     assert (await running.error_line()).startswith("COLLAPSED: ")

@@ -43,7 +43,7 @@ class RawReply:
     later: bytes = b""  # in a packet of its own
 
 
-Answering = Callable[[RawRequest], "RawReply | bytes | None | Awaitable[RawReply | bytes | None]"]
+Answering = Callable[[RawRequest], "RawReply | bytes | Awaitable[RawReply | bytes | None] | None"]
 
 
 @attrs.define
@@ -251,7 +251,7 @@ def recorder() -> Iterator[Recorder]:
 
 
 @pytest.fixture
-def free_slots(wide: SlidingWindowLimiter) -> Callable[[SlidingWindowLimiter], int]:
+def free_slots() -> Callable[[SlidingWindowLimiter], int]:
     """Call it with a limiter: how many slots it hands out right now; they are given back."""
 
     def count(limiter: SlidingWindowLimiter) -> int:

@@ -61,8 +61,8 @@ async def test_an_endless_answer_ends(
 async def test_a_bomb_does_not_go_off(
     sandbox: Sandbox, new_client: NewClient, status: int, coding: str
 ) -> None:
-    """100 MB in 100 kB; stacked twice, in a few hundred bytes."""
-    plain = b"x" * 100 * MIB
+    """48 MB in 48 kB; packed twice, in a few hundred bytes."""
+    plain = b"x" * 48 * MIB
     bomb = zlib.compress(plain, 9) if coding == "deflate" else gzip.compress(plain)
     if "," in coding:
         bomb = gzip.compress(bomb)
@@ -100,8 +100,7 @@ async def test_an_external_entity_is_not_fetched(
 ) -> None:
     evil = await new_server(lambda request: answer(body=b"761"))
     body = (
-        f'<!DOCTYPE r [<!ENTITY e SYSTEM "{evil.url}/e">]>'
-        "<result><call_id>&e;</call_id></result>"
+        f'<!DOCTYPE r [<!ENTITY e SYSTEM "{evil.url}/e">]><result><call_id>&e;</call_id></result>'
     )
     sandbox.answer(body=body, content_type="application/xml")
     with pytest.raises(OutcomeUnknown):

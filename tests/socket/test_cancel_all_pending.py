@@ -66,6 +66,7 @@ async def test_it_cannot_be_called_without_a_confirmation(client: FuseClient) ->
 async def test_waiting_calls_of_that_deployment_end_others_stay_and_the_delete_goes_first(
     sandbox: Sandbox, new_client: NewClient, recorder: Recorder
 ) -> None:
+    sandbox.progress(queued=float("inf"))
     sandbox.set_deployment(5, 6)
     limiter = SlidingWindowLimiter(1, per=0.05)
     client = new_client(limiter=limiter, listeners=[recorder])
@@ -74,9 +75,7 @@ async def test_waiting_calls_of_that_deployment_end_others_stay_and_the_delete_g
     first = asyncio.create_task(client.queue_call(NUMBER))
     await hold.arrived()
     same = [asyncio.create_task(client.queue_call(NUMBER, tag="same")) for _ in range(3)]
-    other = [
-        asyncio.create_task(client.queue_call(NUMBER, deployment=(5, 6))) for _ in range(2)
-    ]
+    other = [asyncio.create_task(client.queue_call(NUMBER, deployment=(5, 6))) for _ in range(2)]
     foreign = asyncio.create_task(bystander.queue_call(NUMBER))
     await recorder.until("waiting", 5)
     await asyncio.sleep(0)
@@ -173,9 +172,7 @@ async def test_it_is_sent_again_only_where_it_never_left(new_client: NewClient) 
     assert "No call was cancelled" in str(caught.value)
 
 
-async def test_its_outcome_does_not_count_as_a_calls(
-    sandbox: Sandbox, client: FuseClient
-) -> None:
+async def test_its_outcome_does_not_count_as_a_calls(sandbox: Sandbox, client: FuseClient) -> None:
     await client.cancel_all_pending((12, 34), confirm="12/34")
     stats = client.stats
     assert (stats.queued, stats.refused, stats.not_sent, stats.unknown) == (0, 0, 0, 0)

@@ -1,4 +1,4 @@
-"""Cancelling at every moment: plain `CancelledError`, true books, no slot lost, nothing sent late."""
+"""Cancelling at every moment: a plain `CancelledError`, true books, no slot lost."""
 
 from __future__ import annotations
 
@@ -113,9 +113,7 @@ async def test_while_connecting(
     server = await asyncio.start_server(never_shakes_hands, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     limiter = SlidingWindowLimiter(1, per=10.0)
-    client = new_client(
-        base_url=f"https://localhost:{port}", limiter=limiter, listeners=[recorder]
-    )
+    client = new_client(base_url=f"https://localhost:{port}", limiter=limiter, listeners=[recorder])
     task = asyncio.create_task(client.queue_call(NUMBER))
     await accepted.wait()
     task.cancel()

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import warnings
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -219,11 +220,11 @@ async def test_use_after_closing_is_a_clear_error_at_once(
     sandbox: Sandbox, client: FuseClient, method: str
 ) -> None:
     await client.aclose()
-    use = {
+    use: dict[str, Callable[[], Coroutine[Any, Any, Any]]] = {
         "queue_call": lambda: client.queue_call(NUMBER),
         "call_status": lambda: client.call_status(761),
         "cancel_all_pending": lambda: client.cancel_all_pending((12, 34), confirm="12/34"),
-        "enter": lambda: client.__aenter__(),
+        "enter": client.__aenter__,
     }
     with pytest.raises(FuseError, match="closed"):
         await use[method]()
@@ -279,9 +280,7 @@ elif sys.argv[1] == "again":
 """
 
 
-@pytest.mark.parametrize(
-    ("what", "warned"), [("del", 1), ("close", 0), ("again", 1), ("exit", 1)]
-)
+@pytest.mark.parametrize(("what", "warned"), [("del", 1), ("close", 0), ("again", 1), ("exit", 1)])
 async def test_after_the_loop_is_gone_there_is_one_warning_at_most_and_no_noise(
     sandbox: Sandbox, tmp_path: Path, what: str, warned: int
 ) -> None:

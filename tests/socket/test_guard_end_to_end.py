@@ -195,9 +195,7 @@ async def test_a_refused_call_may_come_back_when_the_error_says(
     await client.queue_call(NUMBERS[3])
 
 
-async def test_calls_that_are_invalid_do_not_count(
-    sandbox: Sandbox, new_client: NewClient
-) -> None:
+async def test_calls_that_are_invalid_do_not_count(sandbox: Sandbox, new_client: NewClient) -> None:
     client = new_client(guard=SingleCallGuard(warn_after=None, refuse_after=1))
     for _ in range(3):
         with pytest.raises(ValueError, match="phone_number"):

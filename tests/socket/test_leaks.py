@@ -1,4 +1,4 @@
-"""A canary key, number and callback secret go through every failure, and are found nowhere (G1, G4).
+"""A canary key, number and callback secret meet every failure and are found nowhere (G1, G4).
 
 Tracebacks are rendered with the locals of every frame, as error trackers do. The test's own frames
 are left out: whoever calls has the number, and is theirs.
@@ -22,6 +22,7 @@ from fuse_async import (
     FuseClient,
     RetryPolicy,
     SingleCallGuard,
+    SingleCallLoopWarning,
     SlidingWindowLimiter,
 )
 from fuse_async.sandbox import Sandbox
@@ -243,7 +244,7 @@ async def letters_in_the_number(make: Make, sandbox: Sandbox, server: RawServers
 async def not_allowed(make: Make, sandbox: Sandbox, server: RawServers) -> None:
     from fuse_async import NumberRules
 
-    await queue(make(numbers=NumberRules(only={"16175550101"})))  # type: ignore[arg-type]
+    await queue(make(numbers=NumberRules(only={"16175550101"})))
 
 
 async def bad_url(make: Make, sandbox: Sandbox, server: RawServers) -> None:
@@ -385,7 +386,7 @@ async def test_events_reprs_and_stats_hold_no_secret(
     sandbox.fail(status=500)
     limiter = SlidingWindowLimiter(10, 0.05)
     client = make(listeners=[recorder], limiter=limiter, guard=SingleCallGuard(warn_after=1))
-    with pytest.warns(UserWarning) as warned:
+    with pytest.warns(SingleCallLoopWarning) as warned:
         results = [await queue(client) for _ in range(2)]
     details = await client.call_status(results[0])
     call = Call(f"tel:+{NUMBER}", result_url=URL, metadata=METADATA)
@@ -447,7 +448,7 @@ async def test_g1_debug_logs_of_the_loop_and_of_aiohttp_show_nothing(
 
     class Slow:
         def on_event(self, event: object) -> None:
-            time.sleep(0.01)  # noqa: ASYNC251 - that is the point
+            time.sleep(0.01)
 
     await asyncio.create_task(queue(make(listeners=[Slow()])))  # type: ignore[arg-type]
     text = "\n".join(record.getMessage() for record in caplog.records)

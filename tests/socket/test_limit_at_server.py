@@ -52,9 +52,7 @@ async def network(sandbox: Sandbox) -> AsyncIterator[Network]:
             with suppress(asyncio.CancelledError, OSError):
                 await asyncio.sleep(delay())
                 there = await asyncio.open_connection(host, int(port))
-                await asyncio.gather(
-                    pipe(reader, there[1], delay), pipe(there[0], writer, delay)
-                )
+                await asyncio.gather(pipe(reader, there[1], delay), pipe(there[0], writer, delay))
             writer.close()
 
         return serve

@@ -1,4 +1,4 @@
-"""The request left and no usable answer came: sent once, and said plainly. Promise 1's dark side."""
+"""The request left and no usable answer came: sent once, and said plainly."""
 
 from __future__ import annotations
 
@@ -127,9 +127,7 @@ async def test_c5_a_good_answer_with_a_wrong_label_is_queued(
             "application/json",
             id="xml-called-json",
         ),
-        pytest.param(
-            "Notice: undefined\n", "text/html", id="link-beside-a-php-notice"
-        ),
+        pytest.param("Notice: undefined\n", "text/html", id="link-beside-a-php-notice"),
     ],
 )
 async def test_odd_forms_of_a_good_answer_are_queued(
@@ -195,8 +193,11 @@ async def test_a_status_line_that_came_counts_although_the_body_did_not(
     new_client: NewClient, new_server: NewServer, answer: Any, reply: type[RawReply], then: str
 ) -> None:
     status = 400
-    head = lambda: answer(status, headers={"Content-Length": "15"}, length=False)  # noqa: E731
-    server = await new_server(lambda request: reply(head(), then))
+
+    def head(request: object) -> RawReply:
+        return reply(answer(status, headers={"Content-Length": "15"}, length=False), then)
+
+    server = await new_server(head)
     client = new_client(
         base_url=server.url,
         attempt_timeout=0.2,
@@ -211,7 +212,7 @@ async def test_a_status_line_that_came_counts_although_the_body_did_not(
     assert len(server.requests) == 3
 
 
-@pytest.mark.parametrize("broken", [b"zz\r\nnonsense", b"5\r\n{\"cal--\r\n"], ids=["size", "end"])
+@pytest.mark.parametrize("broken", [b"zz\r\nnonsense", b'5\r\n{"cal--\r\n'], ids=["size", "end"])
 async def test_a_body_in_broken_chunks_does_not_lose_the_head(
     new_client: NewClient, new_server: NewServer, answer: Any, reply: type[RawReply], broken: bytes
 ) -> None:
@@ -265,9 +266,7 @@ async def test_bytes_after_an_answer_do_not_become_the_next_calls_answer(
     ids = iter(range(1, 9))
 
     def twice(request: object) -> bytes:
-        return bytes(
-            answer(body=b'{"call_id": %d}' % next(ids)) + answer(body=b'{"call_id": 666}')
-        )
+        return bytes(answer(body=b'{"call_id": %d}' % next(ids)) + answer(body=b'{"call_id": 666}'))
 
     server = await new_server(twice)
     client = new_client(base_url=server.url)
@@ -346,3 +345,29 @@ async def test_a_slow_answer_within_the_time_is_just_an_answer(
     sandbox.delay(seconds=0.2)
     assert (await new_client(attempt_timeout=5).queue_call(NUMBER)).call_id
     assert len(sandbox.requests) == 1
+
+
+@pytest.mark.parametrize("then", ["close", "silence"])
+async def test_an_answer_before_the_request_was_read_is_an_answer_or_unknown_and_no_hang(
+    new_client: NewClient, answer: Any, then: str
+) -> None:
+    """A front end may refuse by the head alone, and close on the rest of a large body."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        heads.append(1)
+        writer.write(answer(400, b'{"error": "no"}'))
+        await writer.drain()
+        if then == "silence":
+            await asyncio.sleep(0.5)
+        writer.close()
+
+    heads: list[int] = []
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, limit=1024)
+    port = server.sockets[0].getsockname()[1]
+    client = new_client(base_url=f"http://127.0.0.1:{port}", retry=EVERYTHING, attempt_timeout=2.0)
+    with pytest.raises((BadRequest, OutcomeUnknown)):
+        await client.queue_call(NUMBER, metadata={"a": "x" * 3_000_000})
+    assert heads == [1]
+    server.close()
+    await server.wait_closed()

@@ -1,4 +1,4 @@
-"""Requests that never left: sent again, and said to be not placed. Nothing else may be called so."""
+"""Requests that never left: sent again, said to be not placed; nothing else may be called so."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import aiohttp
 import pytest
 
 from fuse_async import (
+    Event,
     FuseClient,
     NotSent,
     OutcomeUnknown,
@@ -82,30 +83,23 @@ async def test_c2_a_name_that_does_not_resolve_is_not_sent(new_client: NewClient
 
 
 async def test_a_server_that_comes_back_during_the_pause_gets_the_call_once(
-    new_client: NewClient, refused_port: int
+    refused_port: int,
 ) -> None:
-    async with Sandbox() as elsewhere:
-        late = Sandbox(port=refused_port)
-        late.email, late.developer_key = elsewhere.email, elsewhere.developer_key
-
-    started = []
+    late = Sandbox(port=refused_port)
 
     async def start_it(state: object) -> bool:
-        if not started:
-            started.append(await late.start())
+        await late.start()
         return True
 
-    client = FuseClient(
+    async with FuseClient(
         late.email,
-        "any",
-        deployment=(12, 34),
+        late.developer_key,
+        deployment=late.deployment,
         base_url=f"http://127.0.0.1:{refused_port}",
         retry=policy(retry=start_it),
-    )
-    async with client:
-        late.fail(status=409)
-        with pytest.raises(Exception, match="409"):
-            await client.queue_call(NUMBER)
+    ) as client:
+        queued = await client.queue_call(NUMBER)
+        assert [call.call_id for call in late.calls] == [queued.call_id]
         assert len(late.requests) == 1
         assert client.stats.requests == 2
     await late.aclose()
@@ -177,9 +171,7 @@ async def test_what_never_left_gives_its_slot_back_at_once(
     assert limiter.try_acquire() is not None
 
 
-async def test_a_500_before_the_server_went_away_outranks_that_it_is_gone(
-    new_client: NewClient,
-) -> None:
+async def test_a_500_before_the_server_went_away_outranks_that_it_is_gone() -> None:
     """Answered over never left: the history says both."""
     sandbox = await Sandbox().start()
     sandbox.fail(status=500)
@@ -188,7 +180,6 @@ async def test_a_500_before_the_server_went_away_outranks_that_it_is_gone(
         await sandbox.aclose()
         return True
 
-    client = new_client(base_url=sandbox.url, retry=policy(3, retry=stop_it))
     async with FuseClient(
         sandbox.email,
         sandbox.developer_key,
@@ -277,14 +268,29 @@ async def test_a_broken_limiter_of_the_users_is_not_sent(
     assert sandbox.requests == []
 
 
+async def test_a_loop_that_was_blocked_past_the_deadline_does_not_send_late(
+    sandbox: Sandbox, new_client: NewClient
+) -> None:
+    """A person is not to be rung after the caller was told, and went on."""
+
+    class Blocking:
+        def on_event(self, event: Event) -> None:
+            if event.name == "sent":
+                time.sleep(0.3)
+
+    client = new_client(listeners=[Blocking()])
+    with pytest.raises(NotSent):
+        await client.queue_call(NUMBER, timeout=0.2)
+    await asyncio.sleep(0.05)
+    assert sandbox.calls == []
+
+
 async def test_an_upload_cut_before_its_end_is_unknown(
     sandbox: Sandbox, new_client: NewClient, new_server: NewServer
 ) -> None:
     """The head left; that the body did not is no proof for the server's side."""
 
-    async def close_early(
-        reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
+    async def close_early(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.transport.abort()
 

@@ -42,9 +42,7 @@ def everything(state: object) -> bool:
 
 def policy(**options: Any) -> RetryPolicy:
     """Tries to send everything again, at once."""
-    return RetryPolicy(
-        **{"attempts": 5, "wait": lambda state: 0.0, "retry": everything, **options}
-    )
+    return RetryPolicy(**{"attempts": 5, "wait": lambda state: 0.0, "retry": everything, **options})
 
 
 REFUSED: dict[int, type[Answered]] = {

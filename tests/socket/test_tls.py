@@ -23,7 +23,8 @@ NUMBER = "16175550101"
 EVERYTHING = RetryPolicy(attempts=4, wait=lambda state: 0.0, retry=lambda state: True)
 # What advice to look away would be made of.
 LOOK_AWAY = re.compile(
-    r"verify\s*=|ssl\s*=\s*false|disable|switch(ed)? off|turn(ed)? off|skip|insecure|ignore", re.I
+    r"verify\s*=|ssl\s*=\s*false|disable|switch(ed)? off|turn(ed)? off|skip|insecure|ignore",
+    re.IGNORECASE,
 )
 
 

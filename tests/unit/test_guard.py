@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import sys
 import sysconfig
 import threading
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
 from typing import Any
 
 import attrs
@@ -36,8 +38,6 @@ THERE = CallSite(__file__, 2, __name__)
 
 def this_line(offset: int = 0) -> int:
     """The number of the line that calls, plus `offset`."""
-    import sys
-
     return sys._getframe(1).f_lineno + offset
 
 
@@ -98,11 +98,9 @@ def test_wrong_count_is_named(name: str, value: Any) -> None:
         SingleCallGuard(**{name: value})
 
 
-@pytest.mark.parametrize(
-    "value", [0, -1.0, float("nan"), float("inf"), True, "10", None], ids=repr
-)
+@pytest.mark.parametrize("value", [0, -1.0, float("nan"), float("inf"), True, "10", None], ids=repr)
 def test_wrong_window_is_named(value: Any) -> None:
-    with pytest.raises(ConfigurationError, match="^window must be a number of seconds above 0"):
+    with pytest.raises(ConfigurationError, match=r"^window must be a number of seconds above 0"):
         SingleCallGuard(window=value)
 
 
@@ -215,7 +213,7 @@ def test_calls_of_a_client_whose_guard_is_off_are_not_counted() -> None:
 def test_each_line_is_warned_about_once() -> None:
     """A warning per call would be the log file's own flood; a second line is news."""
     counted = Counted(SingleCallGuard(refuse_after=None))
-    assert Counter_of(counted.calls(500)) == {"passed": 499, "warned": 1}
+    assert counted_up(counted.calls(500)) == {"passed": 499, "warned": 1}
     assert counted.calls(3, site=THERE) == ["warned", "passed", "passed"]
     other_file = CallSite("other.py", 1, "other")
     assert counted.calls(3, site=other_file) == ["warned", "passed", "passed"]
@@ -226,10 +224,10 @@ def test_places_are_not_remembered_without_end() -> None:
     """Generated code has a new line for each call; the set of them must not grow for ever."""
     counted = Counted(SingleCallGuard(warn_after=1, refuse_after=None))
     results = [counted.call(0.0, CallSite("made.py", line, "made")) for line in range(3_000)]
-    assert Counter_of(results) == {"passed": 2_000, "warned": 1_000}
+    assert counted_up(results) == {"passed": 2_000, "warned": 1_000}
 
 
-def Counter_of(results: list[str]) -> dict[str, int]:
+def counted_up(results: list[str]) -> dict[str, int]:
     return {result: results.count(result) for result in sorted(set(results))}
 
 
@@ -367,15 +365,21 @@ async def test_line_of_a_function_that_tenacity_retries() -> None:
 async def test_line_behind_tenacity_that_calls_us_itself() -> None:
     """tenacity's own line would be warned about once for the whole program, and help nobody."""
     queue = Queue()
-    retrying = tenacity.AsyncRetrying(stop=tenacity.stop_after_attempt(2))
+    retrying = tenacity.Retrying(stop=tenacity.stop_after_attempt(2))
     await retrying(queue.queue_call, "6175550101")
     assert queue.lines == [this_line(-1)]
 
+    async def call_customer(number: str) -> Coroutine[Any, Any, str]:
+        return queue.queue_call(number)
 
-async def test_line_behind_the_standard_library(recwarn: pytest.WarningsRecorder) -> None:
-    """`functools.wraps`, `contextlib`, `concurrent`: code that only passes on."""
+    looping = tenacity.AsyncRetrying(stop=tenacity.stop_after_attempt(2))
+    await (await looping(call_customer, "6175550101"))
+    assert queue.lines[1:] == [this_line(-4)]
+
+
+async def test_line_behind_the_standard_library() -> None:
+    """`functools` and `contextlib` only pass on; the line is the one of the function they call."""
     queue = Queue()
-    from contextlib import asynccontextmanager
 
     @functools.singledispatch
     def dispatch(number: str) -> Coroutine[Any, Any, str]:
@@ -500,7 +504,7 @@ def client(email: str, clock: ManualClock, **options: Any) -> FuseClient:
 
 async def outcomes_of(calls: list[Awaitable[Any]]) -> dict[str, int]:
     ends = await asyncio.gather(*calls, return_exceptions=True)
-    return Counter_of([type(end).__name__ for end in ends])
+    return counted_up([type(end).__name__ for end in ends])
 
 
 @pytest.mark.parametrize("each", ["one client", "a client per call"])

@@ -379,7 +379,7 @@ async def test_pace_recovers_by_a_tenth_per_good_answer(
             paces.append(limiter._slowness)
     assert paces[0] == 8.0 * 0.9
     assert paces == sorted(paces, reverse=True)
-    assert 15 < len(paces) < 25
+    assert len(paces) == 20
     limiter.report(healthy=True)
     assert [record.getMessage() for record in caplog.records] == ["back to the full limit"]
 
@@ -625,7 +625,7 @@ async def test_memory_stays_bounded_when_thousands_of_waiters_leave(
 async def test_each_deadline_is_kept_after_the_heap_was_swept(clock: ManualClock) -> None:
     """Hundreds leave, the rest still end at their own instants, in whatever order they came."""
     chance = random.Random(88)
-    limiter = SlidingWindowLimiter(1, 1.0, clock=clock)
+    limiter = SlidingWindowLimiter(1_000, 1.0, max_in_flight=1, clock=clock)
     take(limiter)
     begun = clock.now()
     stay: dict[asyncio.Task[Slot], int] = {}
@@ -634,9 +634,9 @@ async def test_each_deadline_is_kept_after_the_heap_was_swept(clock: ManualClock
         for patience in chance.sample(range(2, 200), 3):
             stay[start(limiter.acquire(begun + patience))] = patience
         await clock.settle()
+        assert len(limiter._deadlines) <= 2 * limiter._waiting + 65
         assert all(task.cancel() for task in leave)
         await clock.settle()
-        assert len(limiter._deadlines) <= 2 * limiter._waiting + 64 + 23
     for second in range(1, 201):
         await clock.advance(1)
         assert all(task.done() == (patience <= second) for task, patience in stay.items())

@@ -1,0 +1,473 @@
+"""What a ledger is asked to do, each as a job that runs inside of somebody's transaction.
+
+A job's `apply` does its SQL and keeps what it would answer in `result` or `error`; only once the
+transaction is on disk is that handed out. It must bear being applied again, after a rollback.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Iterable, Sequence
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from fuse_async._clock import Timer, wall
+from fuse_async._ledger_schema import (
+    CLAIMED,
+    ENTRY_COLUMNS,
+    NOT_SENT,
+    QUEUED,
+    REFUSED,
+    SENDING,
+    STATES,
+    UNKNOWN,
+)
+from fuse_async._ledger_values import (
+    Claim,
+    Claimed,
+    Entry,
+    EntryOutcome,
+    IdMatch,
+    NotRecorded,
+    Resolution,
+    Settled,
+    Via,
+)
+from fuse_async.errors import ConfigurationError, FuseError, KeyConflict, NotSent
+from fuse_async.models import Deployment
+
+if TYPE_CHECKING:
+    from fuse_async._ledger_book import Book
+
+__all__ = [
+    "ClaimJob",
+    "CloseJob",
+    "ForgetJob",
+    "Job",
+    "OpenJob",
+    "ResolveBatchJob",
+    "ResolveJob",
+    "SendingJob",
+    "SettleJob",
+    "entry_of",
+]
+
+_CODES = {word: code for code, word in STATES.items()}
+
+
+def entry_of(row: Sequence[Any], campaigns: dict[int, str], outcome: EntryOutcome) -> Entry:
+    """Return an entry from `ENTRY_COLUMNS`."""
+    (_, key, _, _, call_id, campaign, updated, id_match, via, sent, batch, reason) = row[:12]
+    application, deployment, number, postd = row[12:16]
+    return Entry(
+        key,
+        outcome,
+        call_id,
+        None if campaign is None else campaigns.get(campaign),
+        updated,
+        cast(IdMatch, id_match or "none"),
+        cast("Via | None", via),
+        sent,
+        batch,
+        reason,
+        Deployment(application, deployment),
+        number,
+        postd,
+    )
+
+
+class Job:
+    """One request to the writing thread. `future` is None where nobody waits for the answer."""
+
+    __slots__ = ("error", "future", "loop", "result")
+
+    # What a failure of the ledger itself becomes.
+    failure: Literal["not_sent", "not_recorded", "ledger"] = "ledger"
+
+    def __init__(self, future: asyncio.Future[Any] | None) -> None:
+        self.future = future
+        self.loop: asyncio.AbstractEventLoop | None = None  # where the answer goes
+        self.result: Any = None
+        self.error: BaseException | None = None
+
+    @property
+    def size(self) -> int:
+        """How many rows it is about."""
+        return 1
+
+    def apply(self, book: Book, connection: sqlite3.Connection) -> None:
+        """Do it, in the transaction that is open."""
+
+
+class OpenJob(Job):
+    """Open the file; the answer is its secret."""
+
+    __slots__ = ()
+
+    def apply(self, book: Book, connection: sqlite3.Connection) -> None:
+        self.result = book.secret
+
+
+def _hash(secret: bytes, what: bytes, value: str | None) -> bytes:
+    if value is None:
+        return bytes(8)
+    return blake2b(
+        value.encode("utf-8", "surrogatepass"), digest_size=8, key=secret, person=what
+    ).digest()
+
+
+_INSERT = (
+    "INSERT OR IGNORE INTO entries (key, state, owner, serial, application, deployment, facts,"
+    " number, postd, updated, campaign) VALUES (?, 1, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+)
+_LOOK = f"SELECT {ENTRY_COLUMNS}, facts FROM entries WHERE key = ?"  # noqa: S608
+_RECLAIM = (
+    "UPDATE entries SET state = 1, owner = ?, serial = ?, application = ?, deployment = ?,"
+    " facts = ?, number = ?, postd = ?, updated = ?, campaign = ?, call_id = NULL, id_match = NULL,"
+    " batch = NULL, sent = NULL, via = NULL, reason = NULL WHERE id = ?"
+)
+
+
+class ClaimJob(Job):
+    """Claim keys, or say what is known of them.
+
+    `ours` are the claims among the answers. `here` are keys in flight with this ledger object,
+    `elsewhere` says that others are in flight with somebody else who is alive. The last four are
+    the waiting's: the loop's side uses them.
+    """
+
+    __slots__ = ("claims", "deadline", "elsewhere", "gap", "here", "ours", "timers")
+
+    failure = "not_sent"
+
+    def __init__(
+        self, future: asyncio.Future[Any], claims: Sequence[Claim], deadline: float | None
+    ) -> None:
+        super().__init__(future)
+        self.claims = claims
+        self.deadline = deadline
+        self.ours: list[Claimed] = []
+        self.here: list[str] = []
+        self.elsewhere = False
+        self.gap = 0.0
+        self.timers: list[Timer] = []
+
+    @property
+    def size(self) -> int:
+        return len(self.claims)
+
+    def apply(self, book: Book, connection: sqlite3.Connection) -> None:
+        self.result, self.ours, self.here, self.elsewhere = [], [], [], False
+        if self.future is not None and self.future.cancelled():
+            return  # its caller has gone; nothing was claimed
+        now = wall()
+        execute = connection.execute
+        for claim in self.claims:
+            key, place = claim.key, claim.deployment
+            campaign = None if claim.campaign is None else book.campaign(connection, claim.campaign)
+            facts = _facts(book.secret, claim)
+            number, postd = (claim.digits, claim.postd) if book.keeps_numbers else (None, None)
+            serial = book.next_serial()
+            values = (
+                place.application_id,
+                place.deployment_id,
+                facts,
+                number,
+                postd,
+                now,
+                campaign,
+            )
+            cursor = execute(_INSERT, (key, book.owner_id, serial, *values))
+            if cursor.rowcount == 1:
+                row_id = cursor.lastrowid
+            else:
+                answer = self._known(book, connection, claim, facts)
+                if not isinstance(answer, int):
+                    self.result.append(answer)
+                    continue
+                row_id = answer
+                execute(_RECLAIM, (book.owner_id, serial, *values, row_id))
+            ours = Claimed(key, claim.campaign, (row_id, serial))
+            self.ours.append(ours)
+            self.result.append(ours)
+
+    def _known(
+        self, book: Book, connection: sqlite3.Connection, claim: Claim, facts: bytes
+    ) -> Entry | KeyConflict | int:
+        """Return what is known of a key, or the row's id if it may be claimed again."""
+        while True:
+            row = connection.execute(_LOOK, (claim.key,)).fetchone()
+            row_id, _, state, owner = row[:4]
+            mine = owner == book.owner_id
+            if state in (CLAIMED, SENDING) and not mine and not book.is_alive(connection, owner):
+                book.bury(connection, owner)
+                continue
+            # Nothing was placed under this key, so it may be for another call now.
+            if state in (REFUSED, NOT_SENT):
+                return int(row_id)
+            conflict = _conflict(claim, facts, row)
+            if conflict is not None:
+                return conflict
+            if state in STATES:
+                outcome = cast(EntryOutcome, STATES[state])
+            else:
+                outcome = "in_flight"
+                if mine:
+                    self.here.append(claim.key)
+                else:
+                    self.elsewhere = True
+            return entry_of(row, book.campaign_names(connection), outcome)
+
+
+def _facts(secret: bytes, claim: Claim) -> bytes:
+    return (
+        _hash(secret, b"number", claim.digits)
+        + _hash(secret, b"postd", claim.postd)
+        + _hash(secret, b"metadata", claim.metadata)
+    )
+
+
+def _conflict(claim: Claim, facts: bytes, row: Sequence[Any]) -> KeyConflict | None:
+    before, place = row[16], claim.deployment
+    if before == facts and row[12:14] == (place.application_id, place.deployment_id):
+        return None
+    same = {
+        "deployment": row[12:14] == (place.application_id, place.deployment_id),
+        "phone_number": before[:8] == facts[:8],
+        "postd": before[8:16] == facts[8:16],
+        "metadata": before[16:] == facts[16:],
+    }
+    fields = tuple(name for name, equal in same.items() if not equal)
+    return KeyConflict(
+        f"The key was used before for a call with another {' and '.join(fields)}.",
+        fields=fields,
+        hint="Give each call a key of its own.",
+        key=claim.key,
+    )
+
+
+_SENDING = (
+    "UPDATE entries SET state = 2, sent = ?, updated = ?, batch = ?, via = ?"
+    " WHERE id = ? AND owner = ? AND serial = ? AND state < 3"
+)
+
+
+class SendingJob(Job):
+    """Write that requests are about to leave: all of the claims, or none of them."""
+
+    __slots__ = ("_claims", "_via")
+
+    failure = "not_sent"
+
+    def __init__(
+        self, future: asyncio.Future[Any] | None, claims: Sequence[Claimed], via: Via
+    ) -> None:
+        super().__init__(future)
+        self._claims = claims
+        self._via = via
+
+    @property
+    def size(self) -> int:
+        return len(self._claims)
+
+    def apply(self, book: Book, connection: sqlite3.Connection) -> None:
+        self.error = None
+        now, owner = wall(), book.owner_id
+        batches = {
+            name: book.next_batch(connection, name)
+            for name in {claim.campaign for claim in self._claims}
+            if name is not None
+        }
+        rows = [
+            (
+                now,
+                now,
+                None if claim.campaign is None else batches[claim.campaign],
+                self._via,
+                claim.token[0],
+                owner,
+                claim.token[1],
+            )
+            for claim in self._claims
+        ]
+        if len(rows) == 1:
+            if connection.execute(_SENDING, rows[0]).rowcount != 1:
+                self.error = self._lost()
+            return
+        connection.execute("SAVEPOINT sending")
+        if connection.executemany(_SENDING, rows).rowcount != len(rows):
+            connection.execute("ROLLBACK TO sending")
+            self.error = self._lost()
+        connection.execute("RELEASE sending")
+
+    def _lost(self) -> NotSent:
+        return NotSent(
+            "The claim of a key was lost before its request could leave: it was settled, or this"
+            " process was taken for dead (was its owner file beside the ledger removed?).",
+            reason="ledger",
+            fate="Nothing was sent.",
+            key=self._claims[0].key if len(self._claims) == 1 else None,
+        )
+
+
+_SETTLE = (
+    "UPDATE entries SET state = ?, call_id = ?, id_match = ?, via = coalesce(?, via), reason = ?,"
+    " updated = ? WHERE id = ? AND owner = ? AND serial = ? AND (state < 3 OR state = 6)"
+)
+
+
+class SettleJob(Job):
+    """Write what became of claims. The claims that were not ours any more are reported."""
+
+    __slots__ = ("_when", "outcomes")
+
+    failure = "not_recorded"
+
+    def __init__(self, future: asyncio.Future[Any] | None, outcomes: Sequence[Settled]) -> None:
+        super().__init__(future)
+        self.outcomes = outcomes
+        self._when = wall()
+
+    @property
+    def size(self) -> int:
+        return len(self.outcomes)
+
+    def _row(self, one: Settled, owner: int) -> tuple[Any, ...]:
+        row_id, serial = one.claim.token
+        return (
+            _CODES[one.outcome],
+            one.call_id,
+            one.id_match,
+            one.via,
+            one.reason,
+            self._when,
+            row_id,
+            owner,
+            serial,
+        )
+
+    def apply(self, book: Book, connection: sqlite3.Connection) -> None:
+        self.error = None
+        owner = book.owner_id
+        if len(self.outcomes) == 1:
+            (one,) = self.outcomes
+            if connection.execute(_SETTLE, self._row(one, owner)).rowcount != 1:
+                self._report([one])
+            return
+        rows = [self._row(one, owner) for one in self.outcomes]
+        if connection.executemany(_SETTLE, rows).rowcount != len(rows):
+            self._report(
+                one
+                for one in self.outcomes
+                if not connection.execute(
+                    "SELECT 1 FROM entries WHERE id = ? AND owner = ? AND serial = ? AND state = ?",
+                    (one.claim.token[0], owner, one.claim.token[1], _CODES[one.outcome]),
+                ).fetchone()
+            )
+
+    def _report(self, lost: Iterable[Settled]) -> None:
+        # That nothing was sent under a claim which somebody else took over is no news.
+        keys = tuple(one.claim.key for one in lost if one.outcome != "not_sent")
+        if keys:
+            self.error = NotRecorded(
+                f"{len(keys)} claims were settled before, or are not this ledger's.", keys=keys
+            )
+
+
+class ForgetJob(Job):
+    """End all claims that were made before, which nobody will settle any more."""
+
+    __slots__ = ()
+
+    def apply(self, book: Book, connection: sqlite3.Connection) -> None:
+        book.bury(connection, book.owner_id, book.serial)
+
+
+class CloseJob(Job):
+    """Let go of everything that this ledger has claimed, and of its place among the owners."""
+
+    __slots__ = ()
+
+    def apply(self, book: Book, connection: sqlite3.Connection) -> None:
+        book.bury(connection, book.owner_id)
+
+
+def _not_unknown(key: str | None, state: int | None) -> FuseError:
+    what = (
+        "The ledger has no such key."
+        if state is None
+        else "The call is in flight: whoever sends it is alive and will write its outcome."
+        if state not in STATES
+        else f"The call's outcome is known: {STATES[state]}."
+    )
+    return ConfigurationError(what, hint="Only unknown calls can be resolved.", key=key)
+
+
+class ResolveJob(Job):
+    """Write what somebody found out about an unknown call."""
+
+    __slots__ = ("_call_id", "_key", "_outcome")
+
+    def __init__(
+        self,
+        future: asyncio.Future[Any] | None,
+        key: str,
+        outcome: Resolution,
+        call_id: int | None,
+    ) -> None:
+        super().__init__(future)
+        self._key = key
+        self._outcome = outcome
+        self._call_id = call_id
+
+    def apply(self, book: Book, connection: sqlite3.Connection) -> None:
+        self.error = None
+        look = "SELECT id, state, owner, call_id FROM entries WHERE key = ?"
+        row = connection.execute(look, (self._key,)).fetchone()
+        state: int | None = None if row is None else row[1]
+        if state in (CLAIMED, SENDING) and not book.is_alive(connection, row[2]):
+            book.bury(connection, row[2])
+            row = connection.execute(look, (self._key,)).fetchone()
+            state = row[1]
+        if state == UNKNOWN:
+            connection.execute(
+                "UPDATE entries SET state = ?, call_id = ?, id_match = ?, owner = NULL,"
+                " updated = ?, reason = 'resolved' WHERE id = ?",
+                (
+                    _CODES[self._outcome],
+                    self._call_id,
+                    "none" if self._call_id is None else "assumed",
+                    wall(),
+                    row[0],
+                ),
+            )
+        elif state != _CODES[self._outcome] or self._call_id not in (None, row[3]):
+            self.error = _not_unknown(self._key, state)
+
+
+class ResolveBatchJob(Job):
+    """Write the same about all unknown calls of one upload; the answer is how many they were."""
+
+    __slots__ = ("_batch", "_campaign", "_outcome")
+
+    def __init__(
+        self,
+        future: asyncio.Future[Any] | None,
+        campaign: str,
+        batch: int,
+        outcome: Resolution,
+    ) -> None:
+        super().__init__(future)
+        self._campaign = campaign
+        self._batch = batch
+        self._outcome = outcome
+
+    def apply(self, book: Book, connection: sqlite3.Connection) -> None:
+        book.bury_the_dead(connection)
+        self.result = connection.execute(
+            "UPDATE entries SET state = ?, owner = NULL, updated = ?, reason = 'resolved'"
+            " WHERE state = 6 AND batch = ? AND campaign ="
+            " (SELECT id FROM campaigns WHERE name = ?)",
+            (_CODES[self._outcome], wall(), self._batch, self._campaign),
+        ).rowcount
