@@ -146,7 +146,10 @@ async def main(kind: str, *way: str) -> None:
     delays = tuple(float(part) for part in way) or (0.0, 0.0, 0.0, 0.0)
     loop = asyncio.get_running_loop()
     server = await loop.create_server(
-        lambda: Connection(kind, seen, delays), "127.0.0.1", 0, backlog=1024  # type: ignore[arg-type]
+        lambda: Connection(kind, seen, delays),
+        "127.0.0.1",
+        0,
+        backlog=1024,  # type: ignore[arg-type]
     )
     print(server.sockets[0].getsockname()[1], flush=True)
     await loop.run_in_executor(None, sys.stdin.read)

@@ -53,7 +53,7 @@ def number(index: int) -> str:
     return f"1{AREAS[index % 5]}{2_000_000 + index}"
 
 
-# -- one item ------------------------------------------------------------------------------------
+# -- one item ----------------------------------------------------------------------------------
 
 
 class BareFutures:
@@ -199,9 +199,7 @@ def items(pairs: int, count: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
     with Server("bulk") as server:
         makers: dict[str, Callable[[], float]] = {
-            "the waiting room: member, line, answer": lambda: run(
-                each(lambda: Room(count), count)
-            ),
+            "the waiting room: member, line, answer": lambda: run(each(lambda: Room(count), count)),
             "all of queue_call, riding": lambda: run(whole(server.url, count)),
         }
         rows = []
@@ -222,7 +220,7 @@ def items(pairs: int, count: int) -> dict[str, Any]:
     return found
 
 
-# -- side by side --------------------------------------------------------------------------------------
+# -- side by side ------------------------------------------------------------------------------
 
 
 async def in_one_way(way: str, url: str, count: int) -> dict[str, float]:

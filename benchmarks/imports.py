@@ -1,9 +1,8 @@
 """What `import fuse_async` takes, and what an install weighs, over aiohttp, attrs and tenacity.
 
 Each in a `pip install --target` folder of its own, imported by a fresh interpreter without any
-site-packages. Time is the
-process's own on a core, less that of an interpreter which imports nothing, in pairs.
-Size counts every file, compiled ones too. Needs an index or a wheel house that pip can reach.
+site-packages. Time is the process's own on a core, less that of an interpreter which imports
+nothing, in pairs. Size counts every file, compiled ones too. Needs an index that pip can reach.
 
     --project PATH   what to install as fuse_async (this checkout)
     --folders PATH   where to keep the folders (a temporary place)
@@ -49,10 +48,7 @@ def seconds(code: str, folder: Path) -> float:
     fresh(code, folder)
     after = os.times()
     return (
-        after.children_user
-        - before.children_user
-        + after.children_system
-        - before.children_system
+        after.children_user - before.children_user + after.children_system - before.children_system
     )
 
 
@@ -90,7 +86,7 @@ def main() -> None:
 def report(place: Path, pairs: int, saves: bool) -> None:
     found: dict[str, Any] = {}
     rows = []
-    floor = place / FLOOR.split(",")[0]
+    floor = place / FLOOR.split(",", maxsplit=1)[0]
     for name, (_, code) in CASES.items():
         folder = place / name.split(",")[0]
         measured = []

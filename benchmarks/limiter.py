@@ -1,7 +1,8 @@
 """The limiter by itself: what it costs, who is served in which order, what a cancel loses.
 
 cost       one task, always a free slot: each call over an awaited no-op, in pairs
-waiters    10,000 tasks want 1,000 per second at once, 300 more come later; who was served after 2.9 s
+waiters    10,000 tasks want 1,000 per second at once, 300 more come later; who was
+           served after 2.9 s
 cancelled  every second waiter that was granted its turn is cancelled before it runs; what is due
            should go to the others
 """
@@ -15,7 +16,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from _common import environment, options, paired, pin, run, save, table
-from _limiters import FOREVER, Make, Made, named
+from _limiters import FOREVER, Made, Make, named
 
 from fuse_async import SlidingWindowLimiter
 
@@ -29,7 +30,7 @@ async def noop() -> None:
     pass
 
 
-# -- cost ----------------------------------------------------------------------------------------
+# -- cost --------------------------------------------------------------------------------------
 
 
 async def timed(call: Callable[[], Awaitable[Any]], times: int) -> float:
@@ -110,7 +111,7 @@ def cost(pairs: int, only: str, scale: int) -> dict[str, Any]:
     return found
 
 
-# -- waiters ---------------------------------------------------------------------------------------
+# -- waiters -----------------------------------------------------------------------------------
 
 
 async def contended(made: Made) -> dict[str, float]:
@@ -161,9 +162,7 @@ def waiters(runs: int, only: str) -> dict[str, Any]:
             low, high = format(values[0], form), format(values[-1], form)
             return low if low == high else f"{low}-{high}"
 
-        found[name] = {
-            key: statistics.median(one[key] for one in all_runs) for key in all_runs[0]
-        }
+        found[name] = {key: statistics.median(one[key] for one in all_runs) for key in all_runs[0]}
         rows.append(
             (
                 name,
@@ -192,7 +191,7 @@ def waiters(runs: int, only: str) -> dict[str, Any]:
     return found
 
 
-# -- cancelled waiters -------------------------------------------------------------------------------
+# -- cancelled waiters -------------------------------------------------------------------------
 
 
 async def race(made: Made, rate: float, seconds: float) -> float:
@@ -275,7 +274,7 @@ def cancelled(runs: int, only: str) -> dict[str, Any]:
             cells.append(f"{statistics.median(shares):.0%} ({shares[0]:.0%}-{shares[-1]:.0%})")
         rows.append((name, *cells))
     table(
-        f"Cancelled waiters, 20 per 0.1 s: share of the due grants that the others got ({runs} runs)",
+        f"Cancelled waiters, 20 per 0.1 s: share of the due grants for the others ({runs} runs)",
         ["limiter", "every second winner cancelled", "front half of 1,000 left"],
         rows,
     )

@@ -252,11 +252,13 @@ def measure(pairs: int, only: str, quick: bool) -> dict[str, Any]:
     return found
 
 
-# -- instructions ------------------------------------------------------------------------------------
+# -- instructions ------------------------------------------------------------------------------
 
 
 async def worked(url: str, name: str, times: int, width: int) -> None:
-    async with {"raw": raw, "raw multipart": raw_multipart, "fuse": fuse()}[name](url, width) as one:
+    async with {"raw": raw, "raw multipart": raw_multipart, "fuse": fuse()}[name](
+        url, width
+    ) as one:
         await spent(one, times, width)
 
 

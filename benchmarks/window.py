@@ -166,7 +166,14 @@ def main() -> None:
             table(
                 f"{N} per {PER:g} s, {CALLS} calls, {state} connections: at the server"
                 f" (worst of {runs} runs, else their median)",
-                ["client", "worst window", f"windows over {N}", "of N/per", "of possible", "latency"],
+                [
+                    "client",
+                    "worst window",
+                    f"windows over {N}",
+                    "of N/per",
+                    "of possible",
+                    "latency",
+                ],
                 rows,
             )
     if chosen.save:

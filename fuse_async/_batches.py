@@ -121,11 +121,19 @@ class Halt:
 
     def stop(self, text: str, reason: NotSentReason = "stopped") -> None:
         """Send nothing more. The first reason given stays."""
-        if self.text is not None:
-            return
-        self.text, self.reason = text, reason
+        self.forbid(text, reason)
         for upload in list(self.uploads):
-            upload.end(reason)
+            upload.end(self.reason)
+
+    def stop_soon(self, text: str) -> None:
+        """As `stop`, but uploads that were made in this very turn still get a free slot."""
+        self.forbid(text, "stopped")
+        asyncio.get_running_loop().call_soon(self.stop, text)
+
+    def forbid(self, text: str, reason: NotSentReason) -> None:
+        """Let no further upload begin."""
+        if self.text is None:
+            self.text, self.reason = text, reason
 
     def error(self) -> NotSent:
         """Return the error of rows that are not sent for this reason."""
@@ -303,7 +311,7 @@ class BatchStream:
         self._batches.extend(self._assembler.rest())
         if failure is not None:
             self._failure = failure
-            self._halt.stop(f"The source of the calls failed: {type(failure).__name__}.")
+            self._halt.stop_soon(f"The source of the calls failed: {type(failure).__name__}.")
 
     async def _land(self) -> None:
         """Wait for the oldest upload and make its receipt."""

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fuse_async._clock import wall
-from fuse_async._ledger_jobs import CloseJob, Job, SettleJob
+from fuse_async._ledger_jobs import ClaimJob, CloseJob, Facts, Job, SendingJob, SettleJob
 from fuse_async._ledger_locks import (
     CommitLock,
     LockTimeout,
@@ -39,6 +39,8 @@ class _Gone(Exception):
     """The file was removed or replaced while it was open."""
 
 
+_END = "UPDATE entries SET state = CASE state WHEN 1 THEN 5 ELSE 6 END, reason = 'interrupted'"
+
 # Of the whole ledger, and not of one job.
 _Unusable = (OSError, LockTimeout, _Gone, FuseError)
 
@@ -50,12 +52,15 @@ class Book:
         self.path = path
         self.keeps_numbers = keeps_numbers
         self.secret = b""
+        self.facts = Facts(b"")
         self.owner_id = 0
         self._lock: CommitLock | None = None
         self._connection: sqlite3.Connection | None = None
         self._file: tuple[int, int] | None = None
         self._owner: Owner | None = None
         self._serial = 0
+        # The claims that are on disk as this owner's: row ids by serial.
+        self.held: dict[int, int] = {}
         # What was read or made in transactions; void after one that was rolled back.
         self._campaigns: dict[str, int] = {}
         self._tokens: dict[int, str | None] = {}
@@ -65,15 +70,11 @@ class Book:
 
     # -- what jobs ask for ---------------------------------------------------------------------
 
-    def next_serial(self) -> int:
-        """Return a number that no other claim of this owner has."""
-        self._serial += 1
-        return self._serial
-
-    @property
-    def serial(self) -> int:
-        """The number of the last claim."""
-        return self._serial
+    def next_serials(self, count: int) -> int:
+        """Return the first of `count` numbers in a row that no other claim of this owner has."""
+        first = self._serial + 1
+        self._serial += count
+        return first
 
     def campaign(self, connection: sqlite3.Connection, name: str) -> int:
         """Return a campaign's id; a new one if its name is new."""
@@ -111,29 +112,27 @@ class Book:
         token = self._tokens[owner]
         return token is not None and is_alive(self.path, token)
 
-    def bury(
-        self, connection: sqlite3.Connection, owner: int | None, serial: int | None = None
-    ) -> None:
-        """End the claims of an owner that is dead, or of this one up to `serial`.
+    def bury(self, connection: sqlite3.Connection, owner: int | None) -> None:
+        """End the claims of an owner that is dead.
 
         What was only claimed was not sent; what was being sent is unknown. `updated` stays, as
-        its last word.
+        its last word. An index of what is in flight would spare the search through all entries,
+        and cost every single call more than the rare crash is worth.
         """
-        sql = (
-            "UPDATE entries SET state = CASE state WHEN 1 THEN 5 ELSE 6 END,"
-            " reason = 'interrupted' WHERE owner IS ? AND state < 3"
-        )
-        if serial is None:
-            connection.execute(sql, (owner,))
-        else:
-            connection.execute(f"{sql} AND serial <= ?", (owner, serial))
-        if owner is None or owner == self.owner_id:
-            return
+        connection.execute(f"{_END} WHERE state < 3 AND owner IS ?", (owner,))
         row = connection.execute("SELECT token FROM owners WHERE id = ?", (owner,)).fetchone()
         connection.execute("DELETE FROM owners WHERE id = ?", (owner,))
-        self._tokens[owner] = None
+        if owner is not None:
+            self._tokens[owner] = None
         if row is not None:
             self._buried.append(row[0])
+
+    def let_go(self, connection: sqlite3.Connection) -> None:
+        """End this owner's own claims in the same way."""
+        connection.executemany(
+            f"{_END} WHERE state < 3 AND id = ? AND serial = ? AND owner = {self.owner_id}",
+            [(row_id, serial) for serial, row_id in self.held.items()],
+        )
 
     def bury_the_dead(self, connection: sqlite3.Connection) -> None:
         """End the claims of every dead owner."""
@@ -178,18 +177,52 @@ class Book:
             connection.execute("BEGIN IMMEDIATE")
             try:
                 late = [job for job in self._unsettled if job not in jobs]
-                for job in (*late, *jobs):
-                    job.apply(self, connection)
+                self._apply([*late, *jobs], connection)
                 connection.execute("COMMIT")
             except BaseException:
                 self._void(connection)
                 raise
             self._unsettled.clear()
+            for job in (*late, *jobs):
+                job.committed(self)
             for token in self._buried:
                 remove_dead(self.path, token)
             self._buried.clear()
             if any(isinstance(job, CloseJob) for job in jobs):
                 self._sign_off(connection)
+
+    def _apply(self, jobs: Sequence[Job], connection: sqlite3.Connection) -> None:
+        """Do the jobs, those of a kind with one statement.
+
+        Whoever handed them in waits for each before the next, so that no two of these depend on
+        each other, and the order is free; what ends others first lets a claim see the end. Any
+        other job keeps its place.
+        """
+        settles: list[SettleJob] = []
+        sendings: list[SendingJob] = []
+        claims: list[ClaimJob] = []
+
+        def flush() -> None:
+            if settles:
+                SettleJob.apply_all(settles, self, connection)
+            if sendings:
+                SendingJob.apply_all(sendings, self, connection)
+            if claims:
+                ClaimJob.apply_all(claims, self, connection)
+            for done in (settles, sendings, claims):
+                done.clear()
+
+        for job in jobs:
+            if isinstance(job, ClaimJob):
+                claims.append(job)
+            elif isinstance(job, SendingJob):
+                sendings.append(job)
+            elif isinstance(job, SettleJob):
+                settles.append(job)
+            else:
+                flush()
+                job.apply(self, connection)
+        flush()
 
     def _void(self, connection: sqlite3.Connection) -> None:
         """Roll back, and forget what was learnt in the transaction."""
@@ -233,6 +266,8 @@ class Book:
             if owner is not None:
                 owner.end()
             raise
+        self.facts = Facts(secret)
+        self.held.clear()
         self.secret, self._owner, self._connection = secret, owner, connection
         self._file = (now.st_dev, now.st_ino)
         return connection
@@ -266,10 +301,8 @@ class Book:
 
 def failure_of(job: Job, error: BaseException, path: Path) -> FuseError:
     """Return what the ledger's failure means for one job."""
-    if isinstance(error, _Gone):
-        words = "it was removed or replaced while in use"
-    else:
-        words = cause(error)
+    gone = isinstance(error, _Gone)
+    words = "it was removed or replaced while in use" if gone else cause(error)
     if isinstance(error, ConfigurationError) and job.failure != "not_recorded":
         # Each caller gets an object of its own, which collects no other's traceback.
         again = ConfigurationError.__new__(ConfigurationError, *error.args)
@@ -280,7 +313,7 @@ def failure_of(job: Job, error: BaseException, path: Path) -> FuseError:
         return NotRecorded(
             f"The ledger {shown(path)} could not be written: {words}.",
             keys=tuple(one.claim.key for one in job.outcomes),
-            hint="Mend the ledger while this process lives, or look for the calls in the call logs.",
+            hint="Mend the ledger while this process lives, or look them up in the call logs.",
         )
     if job.failure == "not_sent":
         return NotSent(

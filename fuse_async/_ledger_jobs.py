@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 from fuse_async._clock import Timer, wall
 from fuse_async._ledger_schema import (
     CLAIMED,
     ENTRY_COLUMNS,
     NOT_SENT,
-    QUEUED,
     REFUSED,
     SENDING,
     STATES,
@@ -43,6 +42,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ClaimJob",
     "CloseJob",
+    "Facts",
     "ForgetJob",
     "Job",
     "OpenJob",
@@ -83,7 +83,7 @@ class Job:
     __slots__ = ("error", "future", "loop", "result")
 
     # What a failure of the ledger itself becomes.
-    failure: Literal["not_sent", "not_recorded", "ledger"] = "ledger"
+    failure: ClassVar[Literal["not_sent", "not_recorded", "ledger"]] = "ledger"
 
     def __init__(self, future: asyncio.Future[Any] | None) -> None:
         self.future = future
@@ -99,31 +99,53 @@ class Job:
     def apply(self, book: Book, connection: sqlite3.Connection) -> None:
         """Do it, in the transaction that is open."""
 
+    def committed(self, book: Book) -> None:
+        """It is on disk now."""
+
 
 class OpenJob(Job):
     """Open the file; the answer is its secret."""
 
     __slots__ = ()
 
-    def apply(self, book: Book, connection: sqlite3.Connection) -> None:
+    def committed(self, book: Book) -> None:
         self.result = book.secret
 
 
-def _hash(secret: bytes, what: bytes, value: str | None) -> bytes:
-    if value is None:
-        return bytes(8)
-    return blake2b(
-        value.encode("utf-8", "surrogatepass"), digest_size=8, key=secret, person=what
-    ).digest()
+class Facts:
+    """Keyed hashes of what is compared when a key comes again, eight bytes for each."""
+
+    def __init__(self, secret: bytes) -> None:
+        # Copying a started hash is cheaper than starting one.
+        self._number, self._postd, self._metadata = (
+            blake2b(digest_size=8, key=secret, person=what)
+            for what in (b"number", b"postd", b"metadata")
+        )
+
+    def of(self, claim: Claim) -> bytes:
+        """Return the hashes of number, `postd` and metadata; zeros where there is none."""
+        number = self._number.copy()
+        number.update(claim.digits.encode("utf-8", "surrogatepass"))
+        found = number.digest()
+        if claim.postd is None and claim.metadata is None:
+            return found + bytes(16)
+        for start, value in ((self._postd, claim.postd), (self._metadata, claim.metadata)):
+            if value is None:
+                found += bytes(8)
+            else:
+                hashed = start.copy()
+                hashed.update(value.encode("utf-8", "surrogatepass"))
+                found += hashed.digest()
+        return found
 
 
 _INSERT = (
-    "INSERT OR IGNORE INTO entries (key, state, owner, serial, application, deployment, facts,"
-    " number, postd, updated, campaign) VALUES (?, 1, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+    "INSERT OR IGNORE INTO entries (id, serial, key, state, owner, application, deployment, facts,"
+    " number, postd, updated, campaign) VALUES (?, ?, ?, 1, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
 _LOOK = f"SELECT {ENTRY_COLUMNS}, facts FROM entries WHERE key = ?"  # noqa: S608
 _RECLAIM = (
-    "UPDATE entries SET state = 1, owner = ?, serial = ?, application = ?, deployment = ?,"
+    "UPDATE entries SET serial = ?, state = 1, owner = ?, application = ?, deployment = ?,"
     " facts = ?, number = ?, postd = ?, updated = ?, campaign = ?, call_id = NULL, id_match = NULL,"
     " batch = NULL, sent = NULL, via = NULL, reason = NULL WHERE id = ?"
 )
@@ -133,8 +155,8 @@ class ClaimJob(Job):
     """Claim keys, or say what is known of them.
 
     `ours` are the claims among the answers. `here` are keys in flight with this ledger object,
-    `elsewhere` says that others are in flight with somebody else who is alive. The last four are
-    the waiting's: the loop's side uses them.
+    `elsewhere` says that others are in flight with somebody else who is alive. `deadline`, `gap`
+    and `timers` are the waiting's: the loop's side uses them.
     """
 
     __slots__ = ("claims", "deadline", "elsewhere", "gap", "here", "ours", "timers")
@@ -157,40 +179,43 @@ class ClaimJob(Job):
     def size(self) -> int:
         return len(self.claims)
 
-    def apply(self, book: Book, connection: sqlite3.Connection) -> None:
-        self.result, self.ours, self.here, self.elsewhere = [], [], [], False
-        if self.future is not None and self.future.cancelled():
-            return  # its caller has gone; nothing was claimed
-        now = wall()
-        execute = connection.execute
-        for claim in self.claims:
-            key, place = claim.key, claim.deployment
-            campaign = None if claim.campaign is None else book.campaign(connection, claim.campaign)
-            facts = _facts(book.secret, claim)
-            number, postd = (claim.digits, claim.postd) if book.keeps_numbers else (None, None)
-            serial = book.next_serial()
-            values = (
-                place.application_id,
-                place.deployment_id,
-                facts,
-                number,
-                postd,
-                now,
-                campaign,
-            )
-            cursor = execute(_INSERT, (key, book.owner_id, serial, *values))
-            if cursor.rowcount == 1:
-                row_id = cursor.lastrowid
-            else:
-                answer = self._known(book, connection, claim, facts)
+    def committed(self, book: Book) -> None:
+        for claim in self.ours:
+            row_id, serial = claim.token
+            book.held[serial] = row_id
+
+    @staticmethod
+    def apply_all(jobs: Sequence[ClaimJob], book: Book, connection: sqlite3.Connection) -> None:
+        """Do many together: one statement inserts the keys that are new, which most are."""
+        todo: list[tuple[ClaimJob, Claim]] = []
+        for job in jobs:
+            job.result, job.ours, job.here, job.elsewhere = [], [], [], False
+            # Where its caller has gone already, nothing is claimed.
+            if job.future is None or not job.future.cancelled():
+                todo += [(job, claim) for claim in job.claims]
+        (last,) = connection.execute("SELECT max(id) FROM entries").fetchone()
+        first = (last or 0) + 1
+        rows = _rows([claim for _, claim in todo], first, book, connection)
+        new: set[int] | None = None
+        if connection.executemany(_INSERT, rows).rowcount != len(rows):
+            new = {
+                row_id
+                for (row_id,) in connection.execute(
+                    "SELECT id FROM entries WHERE id >= ?", (first,)
+                )
+            }
+        for (job, claim), row in zip(todo, rows, strict=True):
+            row_id, serial = row[:2]
+            if new is not None and row_id not in new:
+                answer = job._known(book, connection, claim, row[6])
                 if not isinstance(answer, int):
-                    self.result.append(answer)
+                    job.result.append(answer)
                     continue
                 row_id = answer
-                execute(_RECLAIM, (book.owner_id, serial, *values, row_id))
-            ours = Claimed(key, claim.campaign, (row_id, serial))
-            self.ours.append(ours)
-            self.result.append(ours)
+                connection.execute(_RECLAIM, (serial, *row[3:], row_id))
+            ours = Claimed(claim.key, claim.campaign, (row_id, serial))
+            job.ours.append(ours)
+            job.result.append(ours)
 
     def _known(
         self, book: Book, connection: sqlite3.Connection, claim: Claim, facts: bytes
@@ -220,12 +245,28 @@ class ClaimJob(Job):
             return entry_of(row, book.campaign_names(connection), outcome)
 
 
-def _facts(secret: bytes, claim: Claim) -> bytes:
-    return (
-        _hash(secret, b"number", claim.digits)
-        + _hash(secret, b"postd", claim.postd)
-        + _hash(secret, b"metadata", claim.metadata)
-    )
+def _rows(
+    claims: Sequence[Claim], first: int, book: Book, connection: sqlite3.Connection
+) -> list[tuple[Any, ...]]:
+    """Return what `_INSERT` takes for each claim."""
+    now, owner, keeps, facts = wall(), book.owner_id, book.keeps_numbers, book.facts
+    serial = book.next_serials(len(claims)) - first
+    return [
+        (
+            row_id,
+            serial + row_id,
+            claim.key,
+            owner,
+            claim.deployment.application_id,
+            claim.deployment.deployment_id,
+            facts.of(claim),
+            claim.digits if keeps else None,
+            claim.postd if keeps else None,
+            now,
+            None if claim.campaign is None else book.campaign(connection, claim.campaign),
+        )
+        for row_id, claim in enumerate(claims, first)
+    ]
 
 
 def _conflict(claim: Claim, facts: bytes, row: Sequence[Any]) -> KeyConflict | None:
@@ -249,56 +290,49 @@ def _conflict(claim: Claim, facts: bytes, row: Sequence[Any]) -> KeyConflict | N
 
 _SENDING = (
     "UPDATE entries SET state = 2, sent = ?, updated = ?, batch = ?, via = ?"
-    " WHERE id = ? AND owner = ? AND serial = ? AND state < 3"
+    " WHERE id = ? AND serial = ? AND owner = ? AND state < 3"
 )
 
 
 class SendingJob(Job):
     """Write that requests are about to leave: all of the claims, or none of them."""
 
-    __slots__ = ("_claims", "_via")
+    __slots__ = ("claims", "via")
 
     failure = "not_sent"
 
-    def __init__(
-        self, future: asyncio.Future[Any] | None, claims: Sequence[Claimed], via: Via
-    ) -> None:
+    def __init__(self, future: asyncio.Future[Any], claims: Sequence[Claimed], via: Via) -> None:
         super().__init__(future)
-        self._claims = claims
-        self._via = via
+        self.claims = claims
+        self.via = via
 
     @property
     def size(self) -> int:
-        return len(self._claims)
+        return len(self.claims)
 
-    def apply(self, book: Book, connection: sqlite3.Connection) -> None:
-        self.error = None
+    @staticmethod
+    def apply_all(jobs: Sequence[SendingJob], book: Book, connection: sqlite3.Connection) -> None:
+        """Do many together, unless a claim was lost: then each alone."""
         now, owner = wall(), book.owner_id
-        batches = {
-            name: book.next_batch(connection, name)
-            for name in {claim.campaign for claim in self._claims}
-            if name is not None
-        }
-        rows = [
-            (
-                now,
-                now,
-                None if claim.campaign is None else batches[claim.campaign],
-                self._via,
-                claim.token[0],
-                owner,
-                claim.token[1],
-            )
-            for claim in self._claims
-        ]
-        if len(rows) == 1:
-            if connection.execute(_SENDING, rows[0]).rowcount != 1:
-                self.error = self._lost()
-            return
+        rows = []
+        for job in jobs:
+            job.error = None
+            names = {claim.campaign for claim in job.claims}
+            batches = {
+                name: None if name is None else book.next_batch(connection, name) for name in names
+            }
+            rows += [
+                (now, now, batches[claim.campaign], job.via, *claim.token, owner)
+                for claim in job.claims
+            ]
         connection.execute("SAVEPOINT sending")
         if connection.executemany(_SENDING, rows).rowcount != len(rows):
             connection.execute("ROLLBACK TO sending")
-            self.error = self._lost()
+            if len(jobs) == 1:
+                jobs[0].error = jobs[0]._lost()
+            else:
+                for job in jobs:
+                    SendingJob.apply_all([job], book, connection)
         connection.execute("RELEASE sending")
 
     def _lost(self) -> NotSent:
@@ -307,14 +341,15 @@ class SendingJob(Job):
             " process was taken for dead (was its owner file beside the ledger removed?).",
             reason="ledger",
             fate="Nothing was sent.",
-            key=self._claims[0].key if len(self._claims) == 1 else None,
+            key=self.claims[0].key if len(self.claims) == 1 else None,
         )
 
 
 _SETTLE = (
     "UPDATE entries SET state = ?, call_id = ?, id_match = ?, via = coalesce(?, via), reason = ?,"
-    " updated = ? WHERE id = ? AND owner = ? AND serial = ? AND (state < 3 OR state = 6)"
+    " updated = ? WHERE id = ? AND serial = ? AND owner = ? AND (state < 3 OR state = 6)"
 )
+_IS_SETTLED = "SELECT 1 FROM entries WHERE id = ? AND serial = ? AND owner = ? AND state = ?"
 
 
 class SettleJob(Job):
@@ -333,46 +368,46 @@ class SettleJob(Job):
     def size(self) -> int:
         return len(self.outcomes)
 
-    def _row(self, one: Settled, owner: int) -> tuple[Any, ...]:
-        row_id, serial = one.claim.token
-        return (
-            _CODES[one.outcome],
-            one.call_id,
-            one.id_match,
-            one.via,
-            one.reason,
-            self._when,
-            row_id,
-            owner,
-            serial,
-        )
+    def committed(self, book: Book) -> None:
+        for one in self.outcomes:
+            book.held.pop(one.claim.token[1], None)
 
-    def apply(self, book: Book, connection: sqlite3.Connection) -> None:
-        self.error = None
+    @staticmethod
+    def apply_all(jobs: Sequence[SettleJob], book: Book, connection: sqlite3.Connection) -> None:
+        """Do many together."""
         owner = book.owner_id
-        if len(self.outcomes) == 1:
-            (one,) = self.outcomes
-            if connection.execute(_SETTLE, self._row(one, owner)).rowcount != 1:
-                self._report([one])
-            return
-        rows = [self._row(one, owner) for one in self.outcomes]
-        if connection.executemany(_SETTLE, rows).rowcount != len(rows):
-            self._report(
-                one
-                for one in self.outcomes
-                if not connection.execute(
-                    "SELECT 1 FROM entries WHERE id = ? AND owner = ? AND serial = ? AND state = ?",
-                    (one.claim.token[0], owner, one.claim.token[1], _CODES[one.outcome]),
-                ).fetchone()
+        rows = [
+            (
+                _CODES[one.outcome],
+                one.call_id,
+                one.id_match,
+                one.via,
+                one.reason,
+                job._when,
+                *one.claim.token,
+                owner,
             )
+            for job in jobs
+            for one in job.outcomes
+        ]
+        complete = connection.executemany(_SETTLE, rows).rowcount == len(rows)
+        for job in jobs:
+            job.error = None if complete else job._report(owner, connection)
 
-    def _report(self, lost: Iterable[Settled]) -> None:
-        # That nothing was sent under a claim which somebody else took over is no news.
-        keys = tuple(one.claim.key for one in lost if one.outcome != "not_sent")
-        if keys:
-            self.error = NotRecorded(
-                f"{len(keys)} claims were settled before, or are not this ledger's.", keys=keys
-            )
+    def _report(self, owner: int, connection: sqlite3.Connection) -> NotRecorded | None:
+        keys = tuple(
+            one.claim.key
+            for one in self.outcomes
+            # That nothing was sent under a claim which somebody else took over is no news.
+            if one.outcome != "not_sent"
+            and not connection.execute(
+                _IS_SETTLED, (*one.claim.token, owner, _CODES[one.outcome])
+            ).fetchone()
+        )
+        if not keys:
+            return None
+        many = "1 claim was" if len(keys) == 1 else f"{len(keys)} claims were"
+        return NotRecorded(f"{many} settled before, or taken over by somebody else.", keys=keys)
 
 
 class ForgetJob(Job):
@@ -381,16 +416,16 @@ class ForgetJob(Job):
     __slots__ = ()
 
     def apply(self, book: Book, connection: sqlite3.Connection) -> None:
-        book.bury(connection, book.owner_id, book.serial)
+        book.let_go(connection)
+
+    def committed(self, book: Book) -> None:
+        book.held.clear()
 
 
-class CloseJob(Job):
+class CloseJob(ForgetJob):
     """Let go of everything that this ledger has claimed, and of its place among the owners."""
 
     __slots__ = ()
-
-    def apply(self, book: Book, connection: sqlite3.Connection) -> None:
-        book.bury(connection, book.owner_id)
 
 
 def _not_unknown(key: str | None, state: int | None) -> FuseError:

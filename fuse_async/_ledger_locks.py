@@ -81,7 +81,7 @@ class LockTimeout(Exception):
 
 
 class _LockFile:
-    """This process's one descriptor of a lock file, and who of its threads has the lock."""
+    """The one descriptor that this process has of a lock file, and who of its threads has the lock."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -45,17 +45,25 @@ class Reader:
         self._campaign = campaign
         self._connection: sqlite3.Connection | None = None
         self._after = 0
-        self._ended = False
+
+    def open(self) -> None:
+        """Open the file, if there is one. Raises `LedgerError`, `ConfigurationError` for what is
+        no ledger, or `OldSchema`."""
+        try:
+            connection = connect_to_read(self._path, BUSY_TIMEOUT)
+        except (sqlite3.Error, OSError) as error:
+            raise _failed(self._path, error) from None
+        if connection is not None and version_of(connection, self._path) != SCHEMA:
+            connection.close()
+            raise OldSchema
+        self._connection = connection
 
     def page(self) -> list[Entry] | None:
-        """Return the next entries; None after the last. Raises `LedgerError`, or `OldSchema`."""
-        if self._ended:
+        """Return the next entries; None after the last. Raises `LedgerError`."""
+        if self._connection is None:
             return None
         try:
-            connection = self._open()
-            if connection is None:
-                return None
-            return self._page(connection)
+            return self._page(self._connection)
         except (sqlite3.Error, OSError) as error:
             raise _failed(self._path, error) from None
 
@@ -63,15 +71,15 @@ class Reader:
         """Return how many entries there are by outcome."""
         found: Counter[str] = Counter()
         try:
-            connection = self._open()
+            connection = self._connection
             if connection is not None:
-                owners = dict(connection.execute("SELECT id, token FROM owners"))
+                alive = self._alive(connection)
                 rows = connection.execute(
                     "SELECT state, CASE WHEN state < 3 THEN owner END, count(*) FROM entries"
                     " GROUP BY 1, 2"
                 ).fetchall()
                 for state, owner, count in rows:
-                    found[self._outcome_of(state, owner, owners, {})] += count
+                    found[_outcome_of(state, owner, alive)] += count
         except (sqlite3.Error, OSError) as error:
             raise _failed(self._path, error) from None
         words = ("queued", "refused", "not_sent", "unknown", "in_flight")
@@ -79,24 +87,12 @@ class Reader:
 
     def close(self) -> None:
         """Let go of the file."""
-        self._ended = True
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
 
-    def _open(self) -> sqlite3.Connection | None:
-        if self._connection is None:
-            connection = connect_to_read(self._path, BUSY_TIMEOUT)
-            if connection is None:
-                return None
-            if version_of(connection, self._path) != SCHEMA:
-                connection.close()
-                raise OldSchema
-            self._connection = connection
-        return self._connection
-
     def _page(self, connection: sqlite3.Connection) -> list[Entry] | None:
-        owners: dict[int, str] = dict(connection.execute("SELECT id, token FROM owners"))
+        alive = self._alive(connection)
         names: dict[int, str] = dict(connection.execute("SELECT id, name FROM campaigns"))
         where, values = "id > ?", [self._after]
         if self._campaign is not None:
@@ -115,25 +111,26 @@ class Reader:
         if not rows:
             return None
         self._after = rows[-1][0]
-        alive: dict[int, bool] = {}
-        found = [
-            entry_of(row, names, self._outcome_of(row[2], row[3], owners, alive)) for row in rows
-        ]
+        found = [entry_of(row, names, _outcome_of(row[2], row[3], alive)) for row in rows]
         if self._outcome is None:
             return found
         return [entry for entry in found if entry.outcome == self._outcome]
 
-    def _outcome_of(
-        self, state: int, owner: int | None, owners: dict[int, str], alive: dict[int, bool]
-    ) -> EntryOutcome:
-        if state in STATES:
-            return cast(EntryOutcome, STATES[state])
-        if owner is not None and owner in owners:
-            if owner not in alive:
-                alive[owner] = is_alive(self._path, owners[owner])
-            if alive[owner]:
-                return "in_flight"
-        return "not_sent" if state == CLAIMED else "unknown"
+    def _alive(self, connection: sqlite3.Connection) -> dict[int, bool]:
+        # Before the entries are read: an owner that ends between the two has settled its claims,
+        # and the entries say so. Read the other way round they would look like a dead owner's.
+        return {
+            owner: is_alive(self._path, token)
+            for owner, token in connection.execute("SELECT id, token FROM owners").fetchall()
+        }
+
+
+def _outcome_of(state: int, owner: int | None, alive: dict[int, bool]) -> EntryOutcome:
+    if state in STATES:
+        return cast(EntryOutcome, STATES[state])
+    if owner is not None and alive.get(owner, owner > max(alive, default=0)):
+        return "in_flight"
+    return "not_sent" if state == CLAIMED else "unknown"
 
 
 def _failed(path: Path, error: Exception) -> LedgerError:

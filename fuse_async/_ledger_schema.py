@@ -1,4 +1,4 @@
-"""The ledger's file: its tables, how an older file is brought up to date, and its failures in words.
+"""The ledger's file: its tables, how an older one is brought up to date, its failures in words.
 
 A file says what it is: `application_id` that it is a ledger, `user_version` which schema it has.
 
@@ -48,8 +48,7 @@ SCHEMA = 2
 
 # Rows are in the order of their first claim and not of their keys: those of one upload lie
 # together, so that writing a thousand of them touches thirty pages and not a thousand. `owner` and
-# `serial` name the claim that wrote a row last; no two claims ever share them. The small index
-# holds only what is in flight: it is how the rows of a dead owner are found.
+# `serial` name the claim that wrote a row last; no two claims ever share them.
 _CREATE = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE owners (
@@ -78,7 +77,6 @@ CREATE TABLE entries (
     via TEXT,
     reason TEXT
 );
-CREATE INDEX in_flight ON entries (owner) WHERE state < 3;
 """
 
 _UPGRADES = {

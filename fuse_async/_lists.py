@@ -14,7 +14,7 @@ from fuse_async._bulk_answers import RowAnswer
 from fuse_async._engine import Engine, check_seconds, outcome_if_given_up, outcome_of
 from fuse_async._limiter import Slot
 from fuse_async._requests import status_url
-from fuse_async._results import BatchResult, RowOutcome
+from fuse_async._results import BatchResult, RowOutcome, Total
 from fuse_async._rows import Row, Rows, SharedFields, schedule_from
 from fuse_async._runner import Ticket
 from fuse_async._verdicts import judge_batch
@@ -90,22 +90,23 @@ class Lists:
             raise ConfigurationError('on_invalid must be "raise" or "skip".')
         rows = self._rows(on_duplicate, max_rows, max_bytes, timeout, shared)
         found: list[Row | RowOutcome] = []
+        problems: list[InvalidCall] = []
         async for one in self._checked(prepared(calls, rows, self._engine.clock)):
             if one is None:
                 await asyncio.sleep(0)
-            else:
-                found.append(one)
-        problems = tuple(
-            one.error
-            for one in found
-            if isinstance(one, RowOutcome) and isinstance(one.error, InvalidCall)
-        )
+                continue
+            found.append(one)
+            if isinstance(one, RowOutcome) and isinstance(one.error, InvalidCall):
+                problems.append(one.error)
         if problems and on_invalid == "raise":
             raise InvalidCalls(problems)
         stream = self._stream(replay(found), deployment, max_rows, max_bytes, timeout)
         del found
+        total = Total()
         async with stream:
-            result = BatchResult.of([receipt async for receipt in stream])
+            async for receipt in stream:
+                total.add(receipt)
+        result = total.result()
         if not result.is_clean:
             _log.warning(
                 "of %d calls in a list %d were queued, %d refused, %d not sent, %d have an unknown"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from typing import Literal
 
 import attrs
@@ -10,7 +11,7 @@ import attrs
 from fuse_async.errors import FuseError, InvalidCall
 from fuse_async.models import QueuedCall
 
-__all__ = ["BatchReceipt", "BatchResult", "RowFate", "RowOutcome"]
+__all__ = ["BatchReceipt", "BatchResult", "RowFate", "RowOutcome", "Total", "invalid_row"]
 
 RowFate = Literal["queued", "refused", "not_sent", "unknown", "duplicate", "invalid"]
 
@@ -65,22 +66,10 @@ class BatchResult:
     @classmethod
     def of(cls, batches: list[BatchReceipt]) -> BatchResult:
         """Add receipts up."""
-        rows = sorted((row for batch in batches for row in batch.rows), key=lambda row: row.index)
-        counts = dict.fromkeys(
-            ("queued", "refused", "not_sent", "unknown", "duplicate", "invalid"), 0
-        )
-        for row in rows:
-            counts[row.outcome] += 1
-        return cls(
-            queued=counts["queued"],
-            refused=counts["refused"],
-            not_sent=counts["not_sent"],
-            unknown=counts["unknown"],
-            duplicates=counts["duplicate"],
-            invalid=counts["invalid"],
-            batches=tuple(batches),
-            rows=tuple(rows),
-        )
+        total = Total()
+        for batch in batches:
+            total.add(batch)
+        return total.result()
 
     @property
     def is_clean(self) -> bool:
@@ -102,6 +91,42 @@ class BatchResult:
                 " not queued, or nobody knows",
                 [copy.copy(error) for error in errors],
             )
+
+
+class Total:
+    """Adds receipts up one by one: for a million rows at once the event loop would stand still.
+
+    The receipts' rows must be those of one whole list, with the indices from 0 without a gap.
+    """
+
+    def __init__(self) -> None:
+        self._batches: list[BatchReceipt] = []
+        self._rows: list[RowOutcome] = []
+        self._counts: Counter[RowFate] = Counter()
+
+    def add(self, batch: BatchReceipt) -> None:
+        """Take a receipt."""
+        self._batches.append(batch)
+        self._counts.update([row.outcome for row in batch.rows])
+        last = max([row.index for row in batch.rows])
+        # Each place is filled by its own row in the end; until then by any.
+        self._rows.extend(batch.rows[:1] * (last + 1 - len(self._rows)))
+        for row in batch.rows:
+            self._rows[row.index] = row
+
+    def result(self) -> BatchResult:
+        """Return what became of the list."""
+        counts = self._counts
+        return BatchResult(
+            queued=counts["queued"],
+            refused=counts["refused"],
+            not_sent=counts["not_sent"],
+            unknown=counts["unknown"],
+            duplicates=counts["duplicate"],
+            invalid=counts["invalid"],
+            batches=tuple(self._batches),
+            rows=tuple(self._rows),
+        )
 
 
 def invalid_row(problem: InvalidCall, index: int, line: int | None) -> RowOutcome:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -15,7 +17,7 @@ from fuse_async.cli._exit import Exit, exit_of
 from fuse_async.cli._output import Output, Problem, _write
 from fuse_async.cli._perform import _IN_A_SHELL, _OPTIONS
 from fuse_async.cli._plan import Plan, Share, rows
-from fuse_async.cli._progress import counted, duration
+from fuse_async.cli._progress import counted, duration, is_terminal
 from fuse_async.cli._suppress import Unreadable
 from fuse_async.cli._uploads import Uploads
 from fuse_async.errors import FuseError, InvalidCall, InvalidContacts
@@ -55,6 +57,9 @@ _LOOK_FIRST = (
 )
 
 
+_REASONS = 5  # different ones in the summary; the results file has them all
+
+
 @attrs.frozen
 class Setting:
     """What a run does beside its rows, as far as people are shown it."""
@@ -74,18 +79,33 @@ class Setting:
     suppress: int | None
     only: Sequence[str]
     again: Sequence[str]  # the words of the command that goes on with the results
+    also: Sequence[str]  # the options that have to be given besides
 
 
+_INDENT = 18  # where the second column starts
 _HERE = "\ue000"  # no letter of any script
 
 
 def say(output: Output, text: str, *shown: str) -> None:
     """Write a line for people. `shown` goes where `_HERE` is: paths and the like, which may hold
     many digits and are nobody's number."""
-    line = output.clean(text)
+    line = _filled(output.clean(text), bool(shown))
     for piece in shown:
         line = line.replace(_HERE, "".join(c if c.isprintable() else "?" for c in piece), 1)
     _write(sys.stderr, f"{line}\n")
+
+
+def _filled(line: str, is_copied: bool) -> str:
+    """Break a line where a terminal would, but between words; what may be copied stays whole."""
+    if is_copied or not is_terminal():
+        return line
+    width = max(40, shutil.get_terminal_size().columns)
+    return "\n".join(
+        textwrap.wrap(
+            line, width, subsequent_indent=" " * _INDENT, break_on_hyphens=False,
+            drop_whitespace=True, replace_whitespace=False,
+        )
+    )  # fmt: skip
 
 
 # -- the plan -------------------------------------------------------------------------------------
@@ -214,7 +234,11 @@ def summary_lines(
         fate = f"{rows(counts['queued'])} are at Fuse, {rows(counts['unknown'])} MAY be"
         lines.append((f"{'Was it placed:':<18}{fate}; the rest was not sent.",))
     lines.append((f"{'Rows:':<18}{counted(counts)}",))
-    lines.append((f"{'Uploads:':<18}{uploads.uploads:,} in {duration(seconds)}, {rate:,.0f} rows/s",))
+    for (outcome, reason), count in uploads.why.most_common(_REASONS):
+        label = f"{outcome.replace('_', ' ').capitalize()}:"
+        lines.append((f"{label:<18}{rows(count)}: {reason}",))
+    pace = f"{duration(seconds)}{f', {rate:,.0f} rows/s' if halt is None else ''}"
+    lines.append((f"{'Uploads:':<18}{uploads.uploads:,} in {pace}",))
     lines.append((f"{'Results:':<18}{_HERE}", setting.results))
     if uploads.unread:
         lines.append(
@@ -243,8 +267,18 @@ def _next(uploads: Uploads, setting: Setting) -> list[tuple[str, ...]]:
     if counts["refused"]:
         found.append(("Correct what Fuse refused; the results say why.",))
     if counts["not_sent"]:
-        found.append(("To dial the rows that were not sent: " + _HERE, shlex.join(setting.again)))
+        also = f", with {' and '.join(setting.also)} as before" if setting.also else ""
+        text = f"To dial the rows that were not sent: {_HERE}{also}"
+        found.append((text, shlex.join(_again(setting))))
     return found
+
+
+def _again(setting: Setting) -> list[str]:
+    """Return the command that goes on. A start that has come is left out: it means at once."""
+    start = setting.schedule.get("start_timestamp")
+    if start is None or start <= datetime.now(UTC).timestamp():
+        return list(setting.again)
+    return [*setting.again, "--start", str(start)]
 
 
 def summary_data(
@@ -272,7 +306,8 @@ def summary_data(
         "results": setting.results,
         "stopped": None if halt is None else {"why": halt.why, "text": halt.text},
         "complete": not uploads.unread and not uploads.unwritten,
-        "resume": list(setting.again) if counts["not_sent"] else None,
+        "resume": _again(setting) if counts["not_sent"] else None,
+        "resume_also": list(setting.also) if counts["not_sent"] else [],
         "plan": plan_data(plan, setting),
     }
 

@@ -175,7 +175,8 @@ class _Task:
             refuse_over=options["refuse_over"],
             suppress=None if self.suppress is None else len(self.suppress),
             only=self.only,
-            again=_go_on(self.results, self.contacts),
+            again=_go_on(self.results, self.contacts, options),
+            also=[f"--{name.replace('_', '-')}" for name in _NOT_SHOWN if options[name]],
         )
 
 
@@ -192,12 +193,29 @@ def _ani(text: str | None) -> str | None:
     return number.ani
 
 
-def _go_on(results: Path, contacts: ContactFile) -> list[str]:
-    """Return the command that dials what was left."""
+# What must be the same when a run goes on, as far as it may be shown.
+_SAME = ("suppress", "deployment", "end", "max_attempts", "reattempt_wait", "pci", "countries")
+_SAME += ("allow_duplicates", "max_rows", "limit", "per")
+_NOT_SHOWN = ("ani", "result_url", "email", "key_file", "netrc")
+
+
+def _go_on(results: Path, contacts: ContactFile, options: dict[str, Any]) -> list[str]:
+    """Return the command that dials what was left, without options that nobody is shown."""
     words = ["fuse-async", "dial", str(results), "--only", "not_sent"]
-    name = contacts.columns[contacts.number]
     if not contacts.is_found_by_itself:
-        words += ["--column", name]
+        words += ["--column", contacts.columns[contacts.number]]
+    params = click.get_current_context().command.params
+    for param in params:
+        value = options.get(param.name or "")
+        if param.name not in _SAME or value in (None, (), False) or value == param.default:
+            continue
+        option = param.opts[0]
+        if param.name == "deployment":
+            value = "{}/{}".format(*value)
+        elif param.name == "end":
+            value = int(value.timestamp() if hasattr(value, "timestamp") else value)
+        for one in value if isinstance(value, tuple) else (value,):
+            words += [option] if one is True else [option, f"{one}"]
     return words
 
 
@@ -289,7 +307,10 @@ def _run(
     meter = Meter(output, planned.rows, lambda: (uploads.done, uploads.counts))
     began = time.monotonic()
     _mark_as_begun()
-    asyncio.run(_dial(signals, uploads, meter, task, options, account))
+    try:
+        asyncio.run(_dial(signals, uploads, meter, task, options, account))
+    except Exception as error:  # a mistake of ours; the rows want their outcomes all the same
+        uploads.fail(error)
     uploads.finish()
     try:
         results.close()

@@ -8,7 +8,10 @@ from typing import Any
 
 from fuse_async import Limiter, NotSent, Slot
 
-__all__ = ["Gate", "StopLight", "first_of"]
+__all__ = ["STOPPED", "Gate", "StopLight", "first_of"]
+
+
+STOPPED = "The run was stopped before this was sent."
 
 
 class Gate:
@@ -34,7 +37,7 @@ class Gate:
             return slot
         if slot is not None:
             slot.give_back()
-        raise NotSent("The run was stopped before this upload was sent.", reason="stopped")
+        raise NotSent(STOPPED, reason="stopped")
 
     def pause(self, seconds: float) -> None:
         self._limiter.pause(seconds)

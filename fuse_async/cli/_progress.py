@@ -13,7 +13,7 @@ from fuse_async.cli._output import Output
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-__all__ = ["ORDER", "Meter", "counted", "duration"]
+__all__ = ["ORDER", "Meter", "counted", "duration", "is_terminal"]
 
 ORDER = (
     "queued",
@@ -67,7 +67,7 @@ class Meter:
 
     async def show(self) -> None:
         """Show it until cancelled."""
-        if not _is_terminal():
+        if not is_terminal():
             while True:
                 await asyncio.sleep(_LINE_EVERY)
                 self._output.note(self.line())
@@ -114,7 +114,8 @@ class _quiet:  # noqa: N801 - reads as what it does
         return kind is not None and issubclass(kind, (OSError, ValueError))
 
 
-def _is_terminal() -> bool:
+def is_terminal() -> bool:
+    """Return whether what is written to stderr is read by a person right now."""
     try:
         return sys.stderr is not None and sys.stderr.isatty()
     except ValueError:

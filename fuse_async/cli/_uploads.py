@@ -39,7 +39,7 @@ from fuse_async import (
 from fuse_async._batches import Assembler, Batch
 from fuse_async._clock import wall
 from fuse_async._lists import MAX_BYTES
-from fuse_async.cli._gate import Gate, StopLight, first_of
+from fuse_async.cli._gate import STOPPED, Gate, StopLight, first_of
 from fuse_async.cli._plan import ON_THE_LIST, Entry, contact
 from fuse_async.cli._results_file import Results
 from fuse_async.cli._suppress import SuppressList, Unreadable
@@ -51,6 +51,7 @@ _AT_ONCE = 4
 _PAUSES = (0.5, 2.0, 5.0)
 _TURN = 200  # rows between two turns of the event loop
 _LAST_ANSWERS = 2.0  # seconds for what is given up to be written into the books
+_FAILED = ("unknown", "refused", "not_sent")
 _ENDS_ALL = (Unauthorized, Forbidden, NotFound, MethodNotAllowed, Deleted)
 
 Why = Literal[
@@ -85,7 +86,8 @@ class _Upload:
 class Uploads:
     """Dials the rows that `entries` gives, and writes what became of each row into `results`.
 
-    `counts` are the rows with each outcome so far and `done` is their sum. `words` turns an error
+    `counts` are the rows with each outcome so far, `done` is their sum, `why` are the reasons of
+    those that were not queued. `words` turns an error
     into the reason in the results. `shared` are the schedule's fields. Use it once.
     """
 
@@ -118,6 +120,7 @@ class Uploads:
         self._pump: asyncio.Task[None] | None = None
         self._under_way: dict[asyncio.Task[None], _Upload] = {}
         self.counts: Counter[str] = Counter()
+        self.why: Counter[tuple[str, str]] = Counter()
         self.uploads = 0
         self.halt: Halt | None = None
         self.failure: Exception | None = None
@@ -147,7 +150,7 @@ class Uploads:
         work = asyncio.create_task(self._work(fuse))
         await first_of(work, stop.red.wait())
         if not work.done():
-            self.stop(Halt("signal", "The run was stopped."))
+            self.stop(Halt("signal", STOPPED))
             await first_of(work, stop.flashing.wait(), grace)
         if not work.done():
             closing = asyncio.create_task(fuse.aclose(drain=0))
@@ -157,6 +160,7 @@ class Uploads:
         if not work.done():
             work.cancel()
             await asyncio.wait({work})
+        self.uploads += len(self._under_way)
         for upload in self._under_way.values():  # nothing was heard of these in time
             for entry in upload.entries:
                 self._settle(entry, "unknown", "stopped before Fuse's answer came")
@@ -170,6 +174,17 @@ class Uploads:
         self.gate.is_shut = True
         if self._pump is not None and self._pump is not asyncio.current_task():
             self._pump.cancel()
+
+    def fail(self, failure: Exception) -> None:
+        """Stop because of a mistake of ours. Its place is told; its text may be private."""
+        frame = failure.__traceback__
+        while frame is not None and frame.tb_next is not None:
+            frame = frame.tb_next
+        where = ""
+        if frame is not None:
+            where = f" in {frame.tb_frame.f_globals.get('__name__')}, line {frame.tb_lineno},"
+        self.failure = failure
+        self.stop(Halt("unexpected", f"An unexpected {type(failure).__name__}{where} ended it."))
 
     async def _work(self, fuse: FuseClient) -> None:
         self._pump = asyncio.create_task(self._send_all(fuse))
@@ -202,7 +217,6 @@ class Uploads:
                 return
             if upload.entries:
                 self.gate.hand(slot)
-                self.uploads += 1
                 task = asyncio.create_task(self._send(fuse, upload))
                 self._under_way[task] = upload
                 task.add_done_callback(self._under_way.pop)
@@ -286,12 +300,13 @@ class Uploads:
         except Exception as failure:
             for entry in entries:
                 self._settle(entry, "unknown", f"an unexpected {type(failure).__name__}")
-            self.failure = failure
-            self.stop(Halt("unexpected", f"An unexpected {type(failure).__name__} ended the run."))
+            self.fail(failure)
             return
         errors = [receipt.error for receipt in result.batches if receipt.error is not None]
         error = errors[0] if errors else None
-        if result.not_sent == len(entries) and self._comes_again(upload, error):
+        if result.not_sent < len(entries):
+            self.uploads += 1
+        elif self._comes_again(upload, error):
             return
         for entry, row in zip(entries, result.rows, strict=True):
             self._settle_as(entry, row)
@@ -332,6 +347,8 @@ class Uploads:
             entry.outcome, entry.reason = outcome, reason
             entry.call = entry.row = None
             self.counts[outcome] += 1
+            if outcome in _FAILED:
+                self.why[outcome, reason] += 1
             self._undecided -= 1
 
     def write(self) -> None:

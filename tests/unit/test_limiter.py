@@ -730,6 +730,7 @@ def test_waiters_of_a_loop_that_is_gone_count_no_more(clock: ManualClock) -> Non
     async def use() -> None:
         assert limiter.try_acquire() is not None
         assert books(limiter)["waiting"] == 0
+        assert not limiter._deadlines
         left.clear()
         gc.collect()
         assert books(limiter) == {"free": 0, "cooling": 0, "in flight": 2, "waiting": 0}

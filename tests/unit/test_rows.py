@@ -144,7 +144,12 @@ def test_a_contact_row_that_is_right_keeps_its_line() -> None:
     assert row(rows, ContactRow(17, Call(A)), 3).line == 17
     again = rows.take(ContactRow(18, Call(A)), 4)
     assert isinstance(again, RowOutcome)
-    assert (again.outcome, again.line, again.duplicate_of, again.error) == ("duplicate", 18, 3, None)
+    assert (again.outcome, again.line, again.duplicate_of, again.error) == (
+        "duplicate",
+        18,
+        3,
+        None,
+    )
 
 
 def test_a_bad_row_of_a_labelled_call_says_whose_it_is() -> None:

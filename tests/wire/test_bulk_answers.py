@@ -227,13 +227,26 @@ def test_a_ten_digit_number_of_another_country_is_not_taken_for_an_american_one(
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(
-        st.sampled_from(
-            ["call_ids", "call_id", "calls", "result", "data", "success", "error", A, "item", "id"]
-        ),
-        inner,
-        max_size=3,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                [
+                    "call_ids",
+                    "call_id",
+                    "calls",
+                    "result",
+                    "data",
+                    "success",
+                    "error",
+                    A,
+                    "item",
+                    "id",
+                ]
+            ),
+            inner,
+            max_size=3,
+        )
     ),
     max_leaves=12,
 )
