@@ -89,6 +89,8 @@ class Engine:
         if self._home.enter():
             self.transport.abandon()
             self._tasks.clear()
+            # Their coroutines book their own end when they are collected.
+            self.runner.open.clear()
             for forget in self._on_new_loop:
                 forget()
 

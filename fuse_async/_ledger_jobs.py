@@ -152,7 +152,8 @@ _RECLAIM = (
 
 
 class ClaimJob(Job):
-    """Claim keys, or say what is known of them.
+    """Claim keys, or say what is known of them. Nearly every call makes one: what is set before
+    it is read is not set at first.
 
     `ours` are the claims among the answers. `here` are keys in flight with this ledger object,
     `elsewhere` says that others are in flight with somebody else who is alive. `deadline`, `gap`
@@ -163,17 +164,20 @@ class ClaimJob(Job):
 
     failure = "not_sent"
 
+    ours: list[Claimed]
+    here: list[str]
+    elsewhere: bool
+    timers: Sequence[Timer]
+
     def __init__(
         self, future: asyncio.Future[Any], claims: Sequence[Claim], deadline: float | None
     ) -> None:
-        super().__init__(future)
+        self.future = future
         self.claims = claims
         self.deadline = deadline
-        self.ours: list[Claimed] = []
-        self.here: list[str] = []
-        self.elsewhere = False
+        self.error = None
         self.gap = 0.0
-        self.timers: list[Timer] = []
+        self.timers = ()
 
     @property
     def size(self) -> int:

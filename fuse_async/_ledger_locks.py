@@ -81,7 +81,7 @@ class LockTimeout(Exception):
 
 
 class _LockFile:
-    """The one descriptor that this process has of a lock file, and who of its threads has the lock."""
+    """The one descriptor of a lock file in this process, and the turn of its threads."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

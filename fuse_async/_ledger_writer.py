@@ -19,7 +19,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
-from fuse_async._clock import Clock
+from fuse_async._clock import Clock, Timer
 from fuse_async._ledger_book import Book
 from fuse_async._ledger_jobs import (
     ClaimJob,
@@ -52,7 +52,9 @@ class Writer:
     def __init__(self, book: Book, clock: Clock) -> None:
         self._book = book
         self._clock = clock
-        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[list[Job] | None] = queue.SimpleQueue()
+        self._gathered: list[Job] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         # Claims that were handed out and not settled, by serial.
         self._held: set[int] = set()
@@ -69,18 +71,30 @@ class Writer:
     def __repr__(self) -> str:
         return f"{len(self._held)} held, {len(self._waiting)} waiting, {self._pending} pending"
 
+    def enter(self) -> None:
+        """Work for the running loop from now on. Where there was one before it has ended, and
+        with it whoever would have settled what is in flight."""
+        self._loop = asyncio.get_running_loop()
+        self._waiting.clear()
+        self._parked.clear()
+        self._held.clear()
+        self._pending = 0
+        self._hand_in()
+        if self._thread is not None:
+            self._submit(ForgetJob(None))
+
     # -- requests ------------------------------------------------------------------------------
 
     async def secret(self) -> bytes:
         """Return the file's secret, opening it if need be."""
-        secret: bytes = await self._done(OpenJob(_future()))
+        secret: bytes = await self._done(OpenJob(self._future()))
         return secret
 
     async def claim(
         self, claims: Sequence[Claim], deadline: float | None
     ) -> list[Claimed | Entry | KeyConflict]:
         """Claim keys. Cancelling gives back what was claimed."""
-        future = _future()
+        future = self._future()
         job = ClaimJob(future, claims, deadline)
         self._submit(job)
         answer: list[Claimed | Entry | KeyConflict]
@@ -95,22 +109,26 @@ class Writer:
 
     async def sending(self, claims: Sequence[Claimed], via: Via) -> None:
         """Write that requests are about to leave."""
-        await self._done(SendingJob(_future(), claims, via))
+        await self._done(SendingJob(self._future(), claims, via))
 
     async def settle(self, outcomes: Sequence[Settled]) -> None:
         """Write what became of claims. Whatever comes of that, they are held no more."""
         for one in outcomes:
             self._held.discard(one.claim.token[1])
-        await self._done(SettleJob(_future(), outcomes))
+        await self._done(SettleJob(self._future(), outcomes))
 
     async def resolve(self, key: str, outcome: Resolution, call_id: int | None) -> None:
         """Write what somebody found out about an unknown call."""
-        await self._done(ResolveJob(_future(), key, outcome, call_id))
+        await self._done(ResolveJob(self._future(), key, outcome, call_id))
 
     async def resolve_batch(self, campaign: str, batch: int, outcome: Resolution) -> int:
         """Write the same about all unknown calls of an upload; return how many."""
-        count: int = await self._done(ResolveBatchJob(_future(), campaign, batch, outcome))
+        count: int = await self._done(ResolveBatchJob(self._future(), campaign, batch, outcome))
         return count
+
+    def _future(self) -> asyncio.Future[Any]:
+        assert self._loop is not None
+        return self._loop.create_future()
 
     def _submit(self, job: Job) -> None:
         """Have a job done after all that were submitted before."""
@@ -119,9 +137,18 @@ class Writer:
                 target=_write, args=(self._jobs, self._book, self), daemon=True, name="fuse-ledger"
             )
             self._thread.start()
-        job.loop = asyncio.get_running_loop()
+        job.loop = self._loop
         self._pending += 1
-        self._jobs.put(job)
+        self._gathered.append(job)
+        if len(self._gathered) == 1:
+            # Behind all who run in this turn of the loop: they come along.
+            assert self._loop is not None
+            self._loop.call_soon(self._hand_in)
+
+    def _hand_in(self) -> None:
+        gathered, self._gathered = self._gathered, []
+        if gathered:
+            self._jobs.put(gathered)
 
     async def _done(self, job: Job) -> Any:
         """Submit a job and wait for its answer. Cancelling ends the waiting and not the job."""
@@ -183,11 +210,13 @@ class Writer:
         for key in job.here:
             self._parked.setdefault(key, []).append(job)
         now = self._clock.now()
+        timers: list[Timer] = []
         if job.elsewhere:
             job.gap = min(max(_FIRST_GAP, 1.6 * job.gap), _LONGEST_GAP)
-            job.timers.append(self._clock.call_at(now + job.gap, lambda: self._look_again(job)))
+            timers.append(self._clock.call_at(now + job.gap, lambda: self._look_again(job)))
         if job.deadline is not None:
-            job.timers.append(self._clock.call_at(job.deadline, lambda: self._give_up(job)))
+            timers.append(self._clock.call_at(job.deadline, lambda: self._give_up(job)))
+        job.timers = timers
 
     def _unpark(self, job: ClaimJob) -> bool:
         if job not in self._waiting:
@@ -202,7 +231,7 @@ class Writer:
                     del self._parked[key]
         for timer in job.timers:
             timer.cancel()
-        job.timers.clear()
+        job.timers = ()
         return True
 
     def _wake(self, key: str) -> None:
@@ -219,15 +248,6 @@ class Writer:
 
     # -- the end -------------------------------------------------------------------------------
 
-    def forget(self) -> None:
-        """The loop has ended, and with it whoever would have settled what is in flight."""
-        self._waiting.clear()
-        self._parked.clear()
-        self._held.clear()
-        self._pending = 0
-        if self._thread is not None:
-            self._submit(ForgetJob(None))
-
     async def close(self) -> None:
         """End the waiting, write what is left, and end the thread."""
         for job in list(self._waiting):
@@ -239,41 +259,35 @@ class Writer:
                 )
         if self._thread is not None:
             self._held.clear()
-            await self._done(CloseJob(_future()))
+            await self._done(CloseJob(self._future()))
 
     def abandon(self) -> None:
         """End the thread without waiting, when nobody holds the ledger any more."""
         self._jobs.put(None)
 
 
-def _future() -> asyncio.Future[Any]:
-    return asyncio.get_running_loop().create_future()
-
-
-def _write(jobs: queue.SimpleQueue[Job | None], book: Book, writer: Writer) -> None:
+def _write(jobs: queue.SimpleQueue[list[Job] | None], book: Book, writer: Writer) -> None:
     """The writing thread. In a forked child its frame is never left, so that what it refers to is
     never cleaned up there: SQLite's connections must not even be closed after a fork."""
-    while True:
-        job = jobs.get()
+    closing = False
+    while not closing:
+        some = jobs.get()
         group: list[Job] = []
-        rows = 0
-        while job is not None:
-            group.append(job)
-            rows += job.size
-            if isinstance(job, CloseJob) or rows >= _MOST_ROWS:
+        while some is not None:
+            group += some
+            closing = isinstance(group[-1], CloseJob)
+            if closing or sum(job.size for job in group) >= _MOST_ROWS:
                 break
             try:
-                job = jobs.get_nowait()
+                some = jobs.get_nowait()
             except queue.Empty:
                 break
-        closing = job is None or isinstance(job, CloseJob)
+        closing = closing or some is None
         if group:
             book.run(group)
         if closing:
             book.drop()
         _hand_over(group, book, writer)
-        if closing:
-            return
 
 
 def _hand_over(group: list[Job], book: Book, writer: Writer) -> None:

@@ -341,10 +341,12 @@ class SqliteLedger:
     def _enter(self) -> Writer:
         if self._closed:
             raise ConfigurationError("This ledger is closed.", hint="Make a new one.")
-        if self._home.enter() and self._writer is not None:
-            self._writer.forget()
+        moved = self._home.enter()
         if self._writer is None:
             self._writer = self._new_writer()
+            moved = True
+        if moved:
+            self._writer.enter()
         return self._writer
 
     def _new_writer(self) -> Writer:

@@ -194,8 +194,10 @@ def _ani(text: str | None) -> str | None:
 
 
 # What must be the same when a run goes on, as far as it may be shown.
-_SAME = ("suppress", "deployment", "end", "max_attempts", "reattempt_wait", "pci", "countries")
-_SAME += ("allow_duplicates", "max_rows", "limit", "per")
+_SAME = frozenset(
+    "suppress deployment end max_attempts reattempt_wait pci countries allow_duplicates max_rows"
+    " limit per timeout grace".split()
+)
 _NOT_SHOWN = ("ani", "result_url", "email", "key_file", "netrc")
 
 

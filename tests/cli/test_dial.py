@@ -588,6 +588,9 @@ async def test_list_that_cannot_be_read_during_the_run_ends_it(
     hold.release()
     done = await running.done()
     assert (done.code, done.data["stopped"]["why"]) == (4, "suppress")
+    command = " ".join(done.data["resume"])
+    assert f"--only not_sent --suppress {listing} --max-rows 10 --limit 1 --per 0.5" in command
+    assert command in done.err
     assert (done.data["counts"]["queued"], done.data["counts"]["not_sent"]) == (10, 30)
     assert len(sandbox.calls) == 10
     assert "do-not-call list" in results(folder / "list.results.csv")[39]["reason"]
@@ -655,7 +658,9 @@ async def test_rows_that_were_not_sent_can_be_dialled_until_none_is_left(
     done = await cli("dial", str(path), "--column", "mobile", *words)
     assert done.code == 3
     command = done.data["resume"]
-    assert command[-2:] == ["--column", "Mobile"]
+    assert command[4:] == [
+        *("not_sent", "--column", "Mobile", "--max-rows", "10", "--limit", "1", "--per", "0.1")
+    ]
     again = await cli(*command[1:], *words)
     assert (again.code, again.data["counts"]["queued"], again.data["counts"]["kept"]) == (0, 10, 20)
     last = results(folder / "list.results.results.csv")
@@ -731,9 +736,10 @@ async def test_what_gets_no_answer_in_time_is_unknown(
     path = listed(folder / "list.csv", [CANARY, *map(number, range(59))])
     hold = sandbox.hold("bulk_queue")
     grace = "60" if twice else "0.2"
+    later = ("--end", "1896134400", "--start", "1896098400", "--country", "GB", "--country", "MX")
     running = await start(
         *("dial", str(path), "--yes", "--json", "--max-rows", "10", "--limit", "2", "--per", "9"),
-        *("--grace", grace),
+        *("--grace", grace, "--ani", "8005550177", *later),
     )
     await hold.arrived(2)
     running.send(signal.SIGINT)
@@ -744,6 +750,11 @@ async def test_what_gets_no_answer_in_time_is_unknown(
     assert (done.code, done.data["outcome"], done.data["placed"]) == (130, "interrupted", "maybe")
     assert outcomes(folder / "list.results.csv") == {"unknown": 20, "not_sent": 40}
     assert "0 rows are at Fuse, 20 rows MAY be" in done.err
+    command = done.data["resume"]
+    for words in (later[:2], later[2:4], later[4:6], later[6:]):
+        assert " ".join(words) in " ".join(command)
+    assert done.data["resume_also"] == ["--ani"]
+    assert ", with --ani as before" in done.err
     assert len(sandbox.requests) == 2
 
 

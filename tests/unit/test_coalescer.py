@@ -308,7 +308,7 @@ async def test_a_room_that_was_left_is_used_again() -> None:
     await clock.advance(1.0)
     assert room.riders == [1, 1]
     await room.finish()
-    assert await asyncio.gather(first, second) == [ANSWER, ANSWER]
+    assert list(await asyncio.gather(first, second)) == [ANSWER, ANSWER]
 
 
 def test_an_answer_to_a_loop_that_is_gone_is_nothing() -> None:

@@ -9,7 +9,6 @@ import multiprocessing
 import pickle
 import pkgutil
 import re
-import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any, get_args
@@ -132,9 +131,8 @@ def made(cls: type[FuseError]) -> FuseError:
         return special()
     if issubclass(cls, Answered):
         return cls("That.", status=418, text="teapot", body='{"error": "teapot"}', **COMMON)
-    if cls.__name__ == "NotRecorded":
-        return cls("That happened.", **{"keys": ("order-1",)}, **COMMON)
-    return cls("That happened.", **COMMON)
+    own: dict[str, Any] = {"keys": ("order-1",)} if cls.__name__ == "NotRecorded" else {}
+    return cls("That happened.", **own, **COMMON)
 
 
 @pytest.fixture(params=CLASSES, ids=lambda cls: cls.__name__)
@@ -419,19 +417,8 @@ def test_holds_plain_values_only(error: FuseError) -> None:
             for one in value:
                 yield from walk(one)
 
-    allowed = str | int | float | None | tuple | list | dict | Attempt | CallDetails | FuseError
+    allowed = (str, int, float, type(None), tuple, list, dict, Attempt, CallDetails, FuseError)
     assert all(isinstance(value, allowed) for value in walk(error))
-
-
-def test_error_of_a_real_mistake_shows_no_value_in_our_frames() -> None:
-    """Crash reporters read the locals of each frame (case G1)."""
-    try:
-        PhoneNumber.parse("617-555-010")
-    except InvalidCall as error:
-        shown = "".join(traceback.TracebackException.from_exception(error).format())
-        assert "617-555-010" not in str(error)
-        assert "too_short" in repr(vars(error))
-        assert "InvalidCall" in shown
 
 
 # -- mask ------------------------------------------------------------------------------------------

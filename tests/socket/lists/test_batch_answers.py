@@ -344,7 +344,7 @@ async def test_a_list_of_one_row(
 ) -> None:
     """One `<item>` is still a list."""
     for form in ("ids", "objects", "single", "repeated", "bare_objects"):
-        sandbox.answer_batches_with(form)  # type: ignore[arg-type]
+        sandbox.answer_batches_with(form)
         result = await new_client(accept=accept).queue_calls(numbers(1))
         assert result.rows[0].call is not None
         assert result.rows[0].call.call_id == sandbox.calls[-1].call_id

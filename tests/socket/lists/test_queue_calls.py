@@ -72,7 +72,7 @@ async def test_a_list_is_one_request_and_every_row_has_its_own_id(
 async def test_every_kind_of_item_goes_and_tags_come_back(
     sandbox: Sandbox, client: FuseClient
 ) -> None:
-    items = [
+    items: list[Any] = [
         A,
         16175550102,
         PhoneNumber.parse("16175550103"),
@@ -101,7 +101,15 @@ async def test_sources_of_all_sorts(
     def gen() -> Iterator[str]:
         yield from numbers(2, 2)
 
-    for source in (agen(), gen(), read_source(numbers(2, 4)), tuple(numbers(2, 6)), set(), []):
+    sources: list[Any] = [
+        agen(),
+        gen(),
+        read_source(numbers(2, 4)),
+        tuple(numbers(2, 6)),
+        set(),
+        [],
+    ]
+    for source in sources:
         await client.queue_calls(source)
     assert len(sandbox.requests) == 4
     assert [call.digits for call in sandbox.calls] == numbers(8)
@@ -449,8 +457,10 @@ async def test_a_list_is_stopped_with_its_deployment(
         asyncio.create_task(client.queue_calls(numbers(1, 9), deployment=(1, 1))),
     ]
     await hold.arrived()
-    while client.stats.waiting < 2:
+    for _ in range(1000):
         await asyncio.sleep(0)
+        if client.stats.waiting == 2:
+            break
     cancelling = asyncio.create_task(client.cancel_all_pending((12, 34), confirm="12/34"))
     await asyncio.sleep(0)
     hold.release()

@@ -1,4 +1,4 @@
-"""`stream_calls`: every row in exactly one receipt, whatever happens to source, batches, consumer."""
+"""`stream_calls`: every row in one receipt, whatever happens to source, uploads and consumer."""
 
 from __future__ import annotations
 
@@ -67,6 +67,42 @@ FAULTS: dict[str, Callable[[Sandbox], object]] = {
 ROWS = st.sampled_from(["new", "new", "new", "a", "b", "bad", "cell", "seen", "nobody", "schedule"])
 
 
+def item_of(kind: str, index: int) -> Any:
+    number = f"1617{2_000_000 + index}"
+    return {
+        "new": number,
+        "a": {"phone_number": number, "a": index},
+        "b": {"b": None, "phone_number": number},
+        "bad": "abc",
+        "cell": {"phone_number": number, "a": "\\"},
+        "seen": f"1617{2_000_000 + index // 2}",
+        "nobody": None,
+        "schedule": Call(number, max_attempts=2, reattempt_wait=60 + index % 2),
+    }[kind]
+
+
+def check_books(
+    read: list[str], receipts: list[BatchReceipt], client: FuseClient, sandbox: Sandbox
+) -> None:
+    """Every row that was read is in one receipt and once in the totals, and none was sent twice."""
+    assert sorted(receipt.index for receipt in receipts) == list(range(len(receipts)))
+    rows = [row for receipt in receipts for row in receipt.rows]
+    assert sorted(row.index for row in rows) == list(range(len(read)))
+    for row in rows:
+        assert (row.error is None) == (row.outcome in ("queued", "duplicate"))
+        assert (row.call is None) == (row.outcome != "queued")
+        kind = read[row.index]
+        if kind in ("bad", "cell", "nobody"):
+            assert row.outcome == "invalid"
+        elif kind != "seen":
+            assert row.outcome not in ("invalid", "duplicate")
+    for name in ("queued", "refused", "not_sent", "unknown"):
+        assert sum(row.outcome == name for row in rows) == getattr(client.stats, name)
+    digits = [call.digits for call in sandbox.calls]
+    assert len(set(digits)) == len(digits)
+    assert sum(row.outcome in ("queued", "unknown") for row in rows) >= len(digits)
+
+
 @settings(max_examples=60)
 @given(
     plan=st.lists(ROWS, max_size=40),
@@ -90,18 +126,8 @@ def test_each_row_is_in_one_receipt_whatever_happens(
         for index, kind in enumerate(plan):
             if index == fails_at:
                 raise OSError("the source broke")
-            number = f"1617{2_000_000 + index}"
             read.append(kind)
-            yield {
-                "new": number,
-                "a": {"phone_number": number, "a": index},
-                "b": {"b": None, "phone_number": number},
-                "bad": "abc",
-                "cell": {"phone_number": number, "a": "\\"},
-                "seen": f"1617{2_000_000 + index // 2}",
-                "nobody": None,
-                "schedule": Call(number, max_attempts=2, reattempt_wait=60 + index % 2),
-            }[kind]
+            yield item_of(kind, index)
 
     async def asource() -> AsyncIterator[Any]:
         for item in source():
@@ -125,31 +151,11 @@ def test_each_row_is_in_one_receipt_whatever_happens(
                 except OSError:
                     broke = True
                 receipts += await stream.aclose()
-            assert sorted(receipt.index for receipt in receipts) == list(range(len(receipts)))
-            rows = [row for receipt in receipts for row in receipt.rows]
-            assert sorted(row.index for row in rows) == list(range(len(read)))
             if leave_after is None:
                 assert broke == (fails_at is not None and fails_at < len(plan))
                 assert broke or len(read) == len(plan)
-            for row in rows:
-                assert (row.error is None) == (row.outcome in ("queued", "duplicate"))
-                assert (row.call is None) == (row.outcome != "queued")
-                kind = read[row.index]
-                if kind in ("bad", "cell", "nobody"):
-                    assert row.outcome == "invalid"
-                elif kind != "seen":
-                    assert row.outcome not in ("invalid", "duplicate")
             assert all(len(receipt.rows) <= max_rows for receipt in receipts)
-            # The books: every accepted row counted once, and none sent twice.
-            stats = client.stats
-            counted = {
-                name: sum(row.outcome == name for row in rows)
-                for name in ("queued", "refused", "not_sent", "unknown")
-            }
-            assert counted == {name: getattr(stats, name) for name in counted}
-            digits = [call.digits for call in sandbox.calls]
-            assert len(set(digits)) == len(digits)
-            assert sum(row.outcome in ("queued", "unknown") for row in rows) >= len(digits)
+            check_books(read, receipts, client, sandbox)
 
     asyncio.run(scenario())
 
@@ -185,7 +191,8 @@ async def test_a_list_of_nothing_but_bad_rows_is_bounded_and_sends_nothing(
 
 
 async def test_an_item_that_is_no_row_does_not_end_the_stream(client: FuseClient) -> None:
-    receipts = await rest_of(client.stream_calls([A, object(), float("nan"), ("x",), B]))
+    items: list[Any] = [A, object(), float("nan"), ("x",), B]
+    receipts = await rest_of(client.stream_calls(items))
     fates = {row.index: row.outcome for receipt in receipts for row in receipt.rows}
     assert [fates[index] for index in range(5)] == [
         "queued",
@@ -276,7 +283,7 @@ async def test_the_loop_is_never_held_up_for_long(sandbox: Sandbox, client: Fuse
 async def test_a_source_that_raises_midway(
     sandbox: Sandbox, client: FuseClient, numbers: Numbers, outcomes: Outcomes, kind: str
 ) -> None:
-    """Receipts of what was sent, then of what was read and not sent, then the source's own error."""
+    """Receipts of what was sent, then of what was read and not sent, then its own error."""
     error = OSError("row 8 of the database")
 
     def gen() -> Iterator[str]:
@@ -401,10 +408,11 @@ async def test_break_without_async_with_is_said_in_the_log_and_counted(
     assert unsent > 0
     del stream
     gc.collect()
-    assert [record.getMessage() for record in caplog.records] == [
+    (record,) = caplog.records
+    assert record.getMessage() == (
         f"a list was left early: {unsent} calls that were read were not sent; use `async with`"
         " for its stream to get their receipts"
-    ]
+    )
     await client.aclose()
     assert client.stats.queued == len(sandbox.calls)
     assert client.stats.not_sent == unsent
@@ -426,7 +434,7 @@ async def test_an_abandoned_upload_is_still_the_clients_and_its_end_is_in_the_bo
     client = new_client()
     hold = sandbox.hold("bulk_queue", "after_accept")
     stream = client.stream_calls(numbers(3))
-    task = asyncio.create_task(anext(stream))  # type: ignore[arg-type]
+    task = asyncio.create_task(anext(stream))
     await hold.arrived()
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
@@ -471,7 +479,7 @@ async def test_a_cancel_between_two_rows_of_a_plain_list_loses_none(
     cancelled = 0
     receipts: list[BatchReceipt] = []
     while True:
-        task: asyncio.Task[BatchReceipt] = asyncio.ensure_future(anext(stream))  # type: ignore[arg-type]
+        task: asyncio.Task[BatchReceipt] = asyncio.ensure_future(anext(stream))
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         if not task.done() and cancelled < 40:
@@ -513,7 +521,7 @@ async def test_a_cancel_that_meets_the_source_is_no_silent_end(
             yield number
 
     stream = client.stream_calls(source(), max_rows=2)
-    task: asyncio.Task[BatchReceipt] = asyncio.ensure_future(anext(stream))  # type: ignore[arg-type]
+    task: asyncio.Task[BatchReceipt] = asyncio.ensure_future(anext(stream))
     await waiting.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -539,7 +547,7 @@ async def test_cancels_at_random_moments_lose_no_row(
     stream = client.stream_calls(iter(numbers(60)), max_rows=3)
     receipts: list[BatchReceipt] = []
     while True:
-        task: asyncio.Task[BatchReceipt] = asyncio.ensure_future(anext(stream))  # type: ignore[arg-type]
+        task: asyncio.Task[BatchReceipt] = asyncio.ensure_future(anext(stream))
         for _ in range(rng.randrange(12)):
             await asyncio.sleep(0)
         if rng.random() < 0.6:
@@ -566,7 +574,7 @@ async def test_a_cancelled_aclose_can_be_called_again(
 ) -> None:
     hold = sandbox.hold("bulk_queue")
     stream = client.stream_calls(numbers(6), max_rows=2)
-    reading: asyncio.Task[BatchReceipt] = asyncio.ensure_future(anext(stream))  # type: ignore[arg-type]
+    reading: asyncio.Task[BatchReceipt] = asyncio.ensure_future(anext(stream))
     await hold.arrived(3)
     with pytest.raises(RuntimeError, match="another task is waiting"):
         await stream.aclose()
