@@ -27,6 +27,7 @@ __all__ = [
     "Schedule",
     "bulk_request",
     "cell_text",
+    "metadata_text",
     "name_problem",
     "row_line",
     "text_metadata",
@@ -123,6 +124,23 @@ def text_metadata(variables: Mapping[str, object]) -> str:
     Raises `CellProblem` where a list cannot carry one.
     """
     return json.dumps({name: cell_text(value) for name, value in variables.items()})
+
+
+def metadata_text(variables: Mapping[str, Any] | None) -> str | None:
+    """Return variables as a ledger compares them: the same text for the same variables.
+
+    Neither their order nor the way of sending counts: 1 and ``"1"`` are the same, since a list
+    carries both as text. No variables are None.
+    """
+    if not variables:
+        return None
+    texts = {}
+    for name, value in variables.items():
+        try:
+            texts[name] = cell_text(value)
+        except CellProblem:  # nested, or what a list cannot carry: only ever sent alone
+            texts[name] = json.dumps(value, sort_keys=True, default=repr)
+    return json.dumps(texts, sort_keys=True)
 
 
 def name_problem(name: object) -> str | None:

@@ -18,7 +18,7 @@ from fuse_async._engine import Engine, check_seconds
 from fuse_async._events import Listener, Listeners
 from fuse_async._guard import CallSite, SingleCallGuard, caller
 from fuse_async._limiter import Limiter
-from fuse_async._lists import MAX_BYTES, MAX_ROWS, Lists
+from fuse_async._lists import MAX_BYTES, MAX_ROWS, NEEDS_LEDGER, Lists
 from fuse_async._phone import NumberRules, PhoneNumber
 from fuse_async._requests import cancel_request, status_request
 from fuse_async._results import BatchResult
@@ -30,6 +30,7 @@ from fuse_async._transport import Transport
 from fuse_async._verdicts import judge_cancel, judge_read
 from fuse_async._version import __version__
 from fuse_async.errors import ConfigurationError, InvalidCall
+from fuse_async.ledger import Ledger
 from fuse_async.models import (
     Call,
     CallDetails,
@@ -49,8 +50,6 @@ if TYPE_CHECKING:
 __all__ = ["FuseClient"]
 
 _log = logging.getLogger("fuse_async")
-
-_NEEDS_LEDGER = "Leave it out; use tag to label a call."
 
 
 class _Given:
@@ -101,6 +100,8 @@ class FuseClient:
     `limiter`: by default 5 requests per second and 8 in flight, shared by all clients of the
     account in this process; these figures are ours, Fuse documents none.
     `guard`, `retry`, `numbers`: see `SingleCallGuard`, `RetryPolicy`, `NumberRules`.
+    `ledger`: remembers what was sent, over crashes and restarts; see `SqliteLedger`. Stays yours
+    to close, after the client.
     `timeout`: seconds for one logical call with its waiting, attempts and pauses (60).
     `attempt_timeout`: seconds for one request (30).
     `accept`: the form in which Fuse is asked to answer; both are understood anyway.
@@ -123,6 +124,7 @@ class FuseClient:
         guard: SingleCallGuard = SingleCallGuard(),  # noqa: B008 - frozen
         retry: RetryPolicy = RetryPolicy(),  # noqa: B008 - frozen
         numbers: NumberRules = NumberRules(),  # noqa: B008 - frozen
+        ledger: Ledger | None = None,
         timeout: float = 60.0,
         attempt_timeout: float = 30.0,
         accept: Literal["json", "xml"] = "json",
@@ -157,6 +159,7 @@ class FuseClient:
             timeout,
             attempt_timeout,
             guard.max_waiting,
+            ledger,
         )
         self._lists = Lists(self._engine)
         self._singles = Singles(self._engine, guard, self._lists)
@@ -223,11 +226,8 @@ class FuseClient:
         if problem is not None:
             problem.key, problem.tag = call.key, call.tag
             raise problem
-        if call.key is not None:
-            raise ConfigurationError(
-                "A key needs a ledger to remember it, and this version has none yet.",
-                hint=_NEEDS_LEDGER,
-            )
+        if call.key is not None and engine.keeper is None:
+            raise ConfigurationError("A key needs a ledger to remember it.", hint=NEEDS_LEDGER)
         deployment = engine.deployment(given.deployment)
         return await self._singles.queue(call, deployment, given.timeout, given.site)
 
@@ -274,10 +274,10 @@ class FuseClient:
         """
         engine = self._own
         engine.enter()
-        _check_campaign(campaign)
         return await self._lists.queue(
             calls,
             engine.deployment(deployment),
+            campaign,
             on_invalid,
             on_duplicate,
             max_rows,
@@ -312,9 +312,15 @@ class FuseClient:
         called takes about 20 bytes a row with ``on_duplicate="refuse"``.
         """
         engine = self._own
-        _check_campaign(campaign)
         return self._lists.stream(
-            calls, engine.deployment(deployment), on_duplicate, max_rows, max_bytes, timeout, shared
+            calls,
+            engine.deployment(deployment),
+            campaign,
+            on_duplicate,
+            max_rows,
+            max_bytes,
+            timeout,
+            shared,
         )
 
     # -- reading, cancelling -------------------------------------------------------------------
@@ -415,14 +421,6 @@ class FuseClient:
             stacklevel=1,
         )
         self._engine.transport.abandon()
-
-
-def _check_campaign(campaign: str | None) -> None:
-    if campaign is not None:
-        raise ConfigurationError(
-            "A campaign needs a ledger to remember it, and this version has none yet.",
-            hint="Leave it out; duplicates within one list are found without it.",
-        )
 
 
 def _call_id(given: int | QueuedCall) -> int:

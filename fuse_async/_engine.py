@@ -17,6 +17,7 @@ from fuse_async._account import Account
 from fuse_async._clock import Clock, wall
 from fuse_async._events import CallEnded, Event, Listeners, Outcome
 from fuse_async._home import Home
+from fuse_async._keeper import Keeper
 from fuse_async._limiter import Limiter
 from fuse_async._requests import hidden_strings
 from fuse_async._retry import Kind, RetryPolicy
@@ -33,6 +34,7 @@ from fuse_async.errors import (
     Placed,
     mask,
 )
+from fuse_async.ledger import Ledger
 from fuse_async.models import Call, ClientStats, Deployment
 
 __all__ = ["Engine", "check_seconds", "outcome_of"]
@@ -40,6 +42,9 @@ __all__ = ["Engine", "check_seconds", "outcome_of"]
 _log = logging.getLogger("fuse_async")
 
 T = TypeVar("T")
+
+# Seconds that a client's tasks get at its end to write down what came of their requests.
+_LAST_WORDS = 10.0
 
 
 class Engine:
@@ -58,6 +63,7 @@ class Engine:
         timeout: float,
         attempt_timeout: float,
         max_waiting: int,
+        ledger: Ledger | None = None,
     ) -> None:
         self.settings = settings
         self.account = account
@@ -72,6 +78,7 @@ class Engine:
         self.runner = Runner(
             transport, limiter, policy, clock, listeners, attempt_timeout, max_waiting
         )
+        self.keeper = None if ledger is None else Keeper(ledger, self.runner, clock)
         self._home = Home("client", lambda: bool(self.runner.open))
         self._tasks: set[asyncio.Task[Any]] = set()
         self._calls = 0
@@ -253,7 +260,7 @@ class Engine:
             await self.transport.close()
         if self._tasks:
             # Their requests have ended; this lets them write that into the books.
-            await asyncio.wait(self._tasks, timeout=1.0)
+            await asyncio.wait(self._tasks, timeout=_LAST_WORDS)
 
     def _end_waiting(self) -> None:
         for ticket in list(self.runner.open):

@@ -11,7 +11,10 @@ from typing import Any, Literal
 from fuse_async._batches import Assembler, Batch, BatchStream, Halt, Sent, prepared, replay
 from fuse_async._bulk import bulk_request
 from fuse_async._bulk_answers import RowAnswer
+from fuse_async._claims import claim_of, known, still_in_flight
 from fuse_async._engine import Engine, check_seconds, outcome_if_given_up, outcome_of
+from fuse_async._keeper import Keeper
+from fuse_async._ledger_values import Claim, Claimed, Entry
 from fuse_async._limiter import Slot
 from fuse_async._requests import status_url
 from fuse_async._results import BatchResult, RowOutcome, Total
@@ -33,7 +36,9 @@ from fuse_async.errors import (
 )
 from fuse_async.models import Deployment, QueuedCall
 
-__all__ = ["MAX_BYTES", "MAX_ROWS", "Lists"]
+__all__ = ["MAX_BYTES", "MAX_ROWS", "NEEDS_LEDGER", "Lists"]
+
+NEEDS_LEDGER = 'Give the client one: FuseClient(..., ledger=SqliteLedger("calls.db")).'
 
 _log = logging.getLogger("fuse_async")
 
@@ -63,6 +68,7 @@ class Lists:
         self,
         calls: Any,
         deployment: Deployment,
+        campaign: str | None,
         on_duplicate: OnDuplicate,
         max_rows: int,
         max_bytes: int,
@@ -70,14 +76,16 @@ class Lists:
         shared: SharedFields,
     ) -> BatchStream:
         """Return the receipts' stream; see `FuseClient.stream_calls`."""
+        self._check_campaign(campaign)
         rows = self._rows(on_duplicate, max_rows, max_bytes, timeout, shared)
         source = self._checked(prepared(calls, rows, self._engine.clock))
-        return self._stream(source, deployment, max_rows, max_bytes, timeout)
+        return self._stream(source, deployment, campaign, max_rows, max_bytes, timeout)
 
     async def queue(
         self,
         calls: Any,
         deployment: Deployment,
+        campaign: str | None,
         on_invalid: Literal["raise", "skip"],
         on_duplicate: OnDuplicate,
         max_rows: int,
@@ -88,6 +96,7 @@ class Lists:
         """Read all, check all, send all; see `FuseClient.queue_calls`."""
         if on_invalid not in ("raise", "skip"):
             raise ConfigurationError('on_invalid must be "raise" or "skip".')
+        self._check_campaign(campaign)
         rows = self._rows(on_duplicate, max_rows, max_bytes, timeout, shared)
         found: list[Row | RowOutcome] = []
         problems: list[InvalidCall] = []
@@ -100,7 +109,7 @@ class Lists:
                 problems.append(one.error)
         if problems and on_invalid == "raise":
             raise InvalidCalls(problems)
-        stream = self._stream(replay(found), deployment, max_rows, max_bytes, timeout)
+        stream = self._stream(replay(found), deployment, campaign, max_rows, max_bytes, timeout)
         del found
         total = Total()
         async with stream:
@@ -140,18 +149,33 @@ class Lists:
             schedule_from(shared),
             max_bytes,
             on_duplicate == "refuse",
+            for_ledger=self._engine.keeper is not None,
         )
+
+    def _check_campaign(self, campaign: str | None) -> None:
+        if campaign is None:
+            return
+        if not isinstance(campaign, str) or not campaign.strip():
+            raise ConfigurationError("campaign must be a name.")
+        if self._engine.keeper is None:
+            raise ConfigurationError(
+                "A campaign needs a ledger to remember who was called.", hint=NEEDS_LEDGER
+            )
 
     async def _checked(
         self, source: AsyncGenerator[Row | RowOutcome | None, None]
     ) -> AsyncGenerator[Row | RowOutcome | None, None]:
         async with aclosing(source):
             async for found in source:
-                if isinstance(found, Row) and found.key is not None:
+                if (
+                    isinstance(found, Row)
+                    and found.key is not None
+                    and self._engine.keeper is None
+                ):
                     raise ConfigurationError(
                         f"The call at index {found.index} has a key, which needs a ledger to"
-                        " remember it, and this version has none yet.",
-                        hint="Leave key out; use tag to label a call.",
+                        " remember it.",
+                        hint=NEEDS_LEDGER,
                     )
                 yield found
 
@@ -159,6 +183,7 @@ class Lists:
         self,
         source: AsyncGenerator[Row | RowOutcome | None, None],
         deployment: Deployment,
+        campaign: str | None,
         max_rows: int,
         max_bytes: int,
         timeout: float | None,
@@ -172,7 +197,7 @@ class Lists:
             # Open from now on, so that closing the client waits for it.
             engine.runner.open.add(ticket)
             halt.uploads.add(ticket)
-            upload = engine.own(self._send(ticket, batch, deployment, halt))
+            upload = engine.own(self._send(ticket, batch, deployment, campaign, halt))
 
             def over(_: asyncio.Task[Sent]) -> None:
                 halt.uploads.discard(ticket)
@@ -192,11 +217,21 @@ class Lists:
             lambda rows: engine.count("not_sent", rows),
         )
 
-    async def _send(self, ticket: Ticket, batch: Batch, deployment: Deployment, halt: Halt) -> Sent:
+    async def _send(
+        self,
+        ticket: Ticket,
+        batch: Batch,
+        deployment: Deployment,
+        campaign: str | None,
+        halt: Halt,
+    ) -> Sent:
         """Upload a batch of a list, and book its rows."""
         engine, rows = self._engine, len(batch.rows)
         try:
-            sent = await self.carry(ticket, batch, deployment)
+            if engine.keeper is None:
+                sent = await self.carry(ticket, batch, deployment)
+            else:
+                sent = await self._kept(engine.keeper, ticket, batch, deployment, campaign)
         except BaseException as given_up:
             engine.ended(ticket, outcome_if_given_up(ticket), error=given_up, rows=rows)
             raise
@@ -218,6 +253,79 @@ class Lists:
             engine.count("queued", queued)
             engine.ended(ticket, outcome_of(sent.error), error=sent.error, rows=rows - queued)
         return sent
+
+    async def _kept(
+        self,
+        keeper: Keeper,
+        ticket: Ticket,
+        batch: Batch,
+        deployment: Deployment,
+        campaign: str | None,
+    ) -> Sent:
+        """Upload those rows of a batch whose keys are ours, and say of the others what is known.
+
+        A key that somebody else has in flight is asked for again once ours are settled.
+        """
+        engine = self._engine
+        base_url = engine.settings.base_url
+        outcomes: dict[int, RowOutcome] = {}
+        first_error: FuseError | None = None
+        stops = False
+        pending = batch.rows
+        try:
+            claims = await self._claims(keeper, pending, deployment, campaign)
+            while pending:
+                found = await keeper.claim(ticket, [claims[row.index] for row in pending])
+                ours: list[tuple[Row, Claimed]] = []
+                later: list[Row] = []
+                for row, one in zip(pending, found, strict=True):
+                    if isinstance(one, Claimed):
+                        ours.append((row, one))
+                    elif isinstance(one, Entry) and one.outcome == "in_flight":
+                        later.append(row)
+                    else:
+                        outcomes[row.index] = _as_known(row, known(one, base_url, row.key, row.tag))
+                if not ours:
+                    for row in later:
+                        outcomes[row.index] = _as_known(row, still_in_flight(row.key, row.tag))
+                    break
+                part = Batch(batch.group)
+                part.rows = [row for row, _ in ours]
+                keeper.hold(ticket, [held for _, held in ours], as_list=True)
+                sent = await self.carry(ticket, part, deployment)
+                await keeper.write(
+                    [
+                        (held, outcome.call or outcome.error or NotSent("", reason="stopped"))
+                        for (_, held), outcome in zip(ours, sent.rows, strict=True)
+                    ]
+                )
+                outcomes |= {outcome.index: outcome for outcome in sent.rows}
+                first_error = first_error or sent.error
+                stops = stops or sent.stops
+                pending = later
+        except FuseError as refusal:  # of the ledger, or by the client's end: nothing was sent
+            first_error = first_error or refusal
+            for row in batch.rows:
+                unsent = RowOutcome(row.index, row.line, "not_sent", error=refusal)
+                outcomes.setdefault(row.index, unsent)
+        finally:
+            engine.runner.close(ticket)
+        rows = tuple(outcomes[row.index] for row in batch.rows)
+        error = first_error or next((row.error for row in rows if row.error is not None), None)
+        return Sent(rows, error, stops)
+
+    async def _claims(
+        self, keeper: Keeper, rows: list[Row], deployment: Deployment, campaign: str | None
+    ) -> dict[int, Claim]:
+        claims: dict[int, Claim] = {}
+        for row in rows:
+            key = row.key
+            if key is None and campaign is not None:
+                key = await keeper.ledger.row_key(campaign, row.digits, row.postd)
+            claims[row.index] = claim_of(
+                key, deployment, row.digits, row.postd, row.metadata, campaign
+            )
+        return claims
 
     async def carry(
         self, ticket: Ticket, batch: Batch, deployment: Deployment, slot: Slot | None = None
@@ -268,6 +376,12 @@ class Lists:
             if len(outcomes) % _PORTION == 0:
                 await asyncio.sleep(0)
         return Sent(tuple(outcomes), error)
+
+
+def _as_known(row: Row, answer: QueuedCall | FuseError) -> RowOutcome:
+    if isinstance(answer, QueuedCall):
+        return RowOutcome(row.index, row.line, "queued", answer)
+    return RowOutcome(row.index, row.line, outcome_of(answer), error=answer)
 
 
 def _all_rows(batch: Batch, error: FuseError) -> Sent:

@@ -13,7 +13,7 @@ from typing import Any, TypedDict
 
 import attrs
 
-from fuse_async._bulk import CellProblem, Schedule, cell_text, name_problem, row_line
+from fuse_async._bulk import CellProblem, Schedule, cell_text, metadata_text, name_problem, row_line
 from fuse_async._phone import NumberRules, PhoneNumber, clean_digits, scan
 from fuse_async._results import RowOutcome, invalid_row
 from fuse_async._seen import SeenNumbers
@@ -64,9 +64,10 @@ class Group:
 
 
 class Row:
-    """One checked row. `data` is its CSV line; `digits` and `postd` say whom it calls."""
+    """One checked row. `data` is its CSV line; `digits` and `postd` say whom it calls. `metadata`
+    is what a ledger compares of its variables, where there is a ledger."""
 
-    __slots__ = ("data", "digits", "group", "index", "key", "line", "postd", "tag")
+    __slots__ = ("data", "digits", "group", "index", "key", "line", "metadata", "postd", "tag")
 
     def __init__(
         self,
@@ -87,6 +88,7 @@ class Row:
         self.data = data
         self.key = key
         self.tag = tag
+        self.metadata: str | None = None
 
 
 def destination(number: PhoneNumber) -> str:
@@ -145,8 +147,14 @@ class Rows:
     """
 
     def __init__(
-        self, rules: NumberRules, schedule: Schedule, max_bytes: int, refuse_duplicates: bool
+        self,
+        rules: NumberRules,
+        schedule: Schedule,
+        max_bytes: int,
+        refuse_duplicates: bool,
+        for_ledger: bool = False,
     ) -> None:
+        self._for_ledger = for_ledger
         self._rules = rules
         self._usual_rules = rules == NumberRules()
         self._schedule = schedule
@@ -282,7 +290,10 @@ class Rows:
                 "row", f"must fit into an upload of {self._max_bytes} bytes", "too_long"
             )
             return invalid_row(too_long, index, line)
-        return Row(index, line, group, digits, postd, data, key, tag)
+        row = Row(index, line, group, digits, postd, data, key, tag)
+        if self._for_ledger:
+            row.metadata = metadata_text(dict(zip(names, values, strict=True)))
+        return row
 
     def _group(self, names: tuple[str, ...], schedule: Schedule) -> Group:
         if schedule is self._schedule:

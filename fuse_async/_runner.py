@@ -7,7 +7,7 @@ sits inside of the retries, since each attempt is a request at the server.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Protocol, TypeVar
 
 import attrs
@@ -28,6 +28,7 @@ from fuse_async._retry import (
 )
 from fuse_async._transport import Progress, Transport
 from fuse_async.errors import (
+    Answered,
     Attempt,
     FuseError,
     NoAnswer,
@@ -37,7 +38,7 @@ from fuse_async.errors import (
     Placed,
 )
 
-__all__ = ["Counters", "Runner", "Ticket"]
+__all__ = ["Counters", "Runner", "Ticket", "ended_failure"]
 
 T = TypeVar("T")
 
@@ -81,6 +82,9 @@ class Ticket:
 
     `place` is the deployment as a plain pair. `next_slot`: takes the next slot before all others.
     `wait` is what holds it up, while something does. `attempt_timeout` replaces the runner's.
+    `held` is the ledger's claim on the call, where there is one.
+    `before_sending` is awaited once, when there is a slot and before anything may leave; what it
+    raises ends the request unsent.
     `worst` is the worst failure so far: no answer, over answered, over never left.
     """
 
@@ -100,6 +104,8 @@ class Ticket:
     wait: Wait | None = None
     ended_by: NotSentReason | None = None
     attempt_timeout: float | None = None
+    held: Any = None
+    before_sending: Callable[[], Awaitable[None]] | None = None
 
     def end(self, reason: NotSentReason) -> None:
         """See that nothing more is sent; ends a wait or a pause at once."""
@@ -134,7 +140,7 @@ _NEVER_LEFT, _ANSWERED, _UNKNOWN = 1, 2, 3
 def _rank(failure: Failure) -> int:
     if isinstance(failure.error, (OutcomeUnknown, NoAnswer)):
         return _UNKNOWN
-    return _NEVER_LEFT if isinstance(failure.error, NotSent) else _ANSWERED
+    return _ANSWERED if isinstance(failure.error, Answered) else _NEVER_LEFT
 
 
 class Runner:
@@ -235,17 +241,10 @@ class Runner:
         judge: Callable[[Result], T | Failure],
         slot: Slot | None = None,
     ) -> T | Failure:
-        if ticket.ended_by is not None:
-            if slot is not None:
-                slot.give_back()
-            return ticket.note(_ended(ticket.ended_by))
-        if slot is None:
-            slot = self._limiter.try_acquire()
-        if slot is None:
-            got = await self._wait_for_slot(ticket)
-            if isinstance(got, Failure):
-                return ticket.note(got)
-            slot = got
+        got = await self._ready(ticket, slot)
+        if isinstance(got, Failure):
+            return ticket.note(got)
+        slot = got
         sent_at = self._clock.now()
         timeout = ticket.time_left(sent_at, self._attempt_timeout)
         if timeout <= 0:
@@ -288,6 +287,41 @@ class Runner:
         if isinstance(outcome, Failure):
             ticket.note(outcome)
         return outcome
+
+    async def _ready(self, ticket: Ticket, slot: Slot | None) -> Slot | Failure:
+        """Return a slot, with all done that must come before the first byte."""
+        if ticket.ended_by is not None:
+            if slot is not None:
+                slot.give_back()
+            return ended_failure(ticket.ended_by)
+        if slot is None:
+            slot = self._limiter.try_acquire()
+        if slot is None:
+            got = await self._wait_for_slot(ticket)
+            if isinstance(got, Failure):
+                return got
+            slot = got
+        if ticket.before_sending is None:
+            return slot
+        return await self._announce(ticket, slot) or slot
+
+    async def _announce(self, ticket: Ticket, slot: Slot) -> Failure | None:
+        """Await what must be on disk before the first byte leaves."""
+        assert ticket.before_sending is not None
+        try:
+            await ticket.before_sending()
+        except FuseError as error:
+            slot.give_back()
+            error.__traceback__ = None
+            return Failure(Cause.NO_SLOT, error)
+        except BaseException:
+            slot.give_back()
+            raise
+        ticket.before_sending = None
+        if ticket.ended_by is None:
+            return None
+        slot.give_back()
+        return ended_failure(ticket.ended_by)
 
     def _count_request(self, ticket: Ticket, number: int) -> None:
         self.counters.requests += 1
@@ -353,7 +387,7 @@ class Runner:
             return slot
         if slot is not None:
             slot.give_back()
-        return _ended(ticket.ended_by or "closed")
+        return ended_failure(ticket.ended_by or "closed")
 
     async def _acquire(self, ticket: Ticket) -> Slot:
         if ticket.next_slot:
@@ -420,5 +454,6 @@ def _no_slot(reason: NotSentReason, message: str, hint: str = "") -> Failure:
     return Failure(Cause.NO_SLOT, NotSent(message, reason=reason, hint=hint))
 
 
-def _ended(reason: NotSentReason) -> Failure:
+def ended_failure(reason: NotSentReason) -> Failure:
+    """Return the failure of a request that was ended from outside before it was sent."""
     return _no_slot(reason, *_ENDED_TEXTS[reason])

@@ -8,11 +8,14 @@ import copy
 import warnings
 
 from fuse_async._batches import Batch
-from fuse_async._bulk import CellProblem, Schedule, text_metadata
+from fuse_async._bulk import CellProblem, Schedule, metadata_text, text_metadata
+from fuse_async._claims import claim_of, known
 from fuse_async._coalescer import GroupCommit, Member
 from fuse_async._engine import Engine, outcome_if_given_up, outcome_of
 from fuse_async._events import CallBatched, CallWaiting, CallWarned
 from fuse_async._guard import CallSite, SingleCallGuard
+from fuse_async._keeper import Keeper
+from fuse_async._ledger_values import Claimed
 from fuse_async._limiter import Slot
 from fuse_async._lists import MAX_BYTES, MAX_ROWS, Lists
 from fuse_async._requests import queue_request
@@ -63,6 +66,14 @@ class Singles:
         engine = self._engine
         ticket = engine.ticket("call", timeout, deployment, call.key, call.tag)
         ticket.urgent = True
+        if engine.keeper is None:
+            return await self._through_the_guard(ticket, call, deployment, site)
+        return await self._kept(engine.keeper, ticket, call, deployment, site)
+
+    async def _through_the_guard(
+        self, ticket: Ticket, call: Call, deployment: Deployment, site: CallSite
+    ) -> QueuedCall:
+        engine = self._engine
         if self._guard.mode != "batch":
             self._watch(ticket, site)
             return await self._alone(ticket, call, deployment)
@@ -74,6 +85,61 @@ class Singles:
         if slot is not None:
             return await self._alone(ticket, call, deployment, slot, _as_text(call))
         return await self._together(ticket, call, row, site)
+
+    # -- with a ledger -------------------------------------------------------------------------
+
+    async def _kept(
+        self, keeper: Keeper, ticket: Ticket, call: Call, deployment: Deployment, site: CallSite
+    ) -> QueuedCall:
+        """Claim the call's key, and let a task of the client's own do the rest: a caller that is
+        cancelled lets go of what was sent, and its true outcome is written down."""
+        engine = self._engine
+        held = await engine.booked(ticket, self._claim(keeper, ticket, call, deployment))
+        if isinstance(held, QueuedCall):
+            engine.ended(ticket, "queued", call_id=held.call_id)
+            return held
+        ticket.held = held
+        keeper.hold(ticket, [held])
+        task = engine.own(
+            self._to_the_ledger(keeper, ticket, call, deployment, site), contextvars.copy_context()
+        )
+        task.add_done_callback(_heard)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if not task.done():
+                ticket.end("stopped")
+            raise
+
+    async def _claim(
+        self, keeper: Keeper, ticket: Ticket, call: Call, deployment: Deployment
+    ) -> Claimed | QueuedCall:
+        number = call.phone_number
+        claim = claim_of(
+            call.key, deployment, number.digits, number.postd, metadata_text(call.metadata)
+        )
+        (found,) = await keeper.claim(ticket, [claim])
+        if isinstance(found, Claimed):
+            return found
+        self._engine.runner.close(ticket)
+        answer = known(found, self._engine.settings.base_url, call.key, call.tag)
+        if isinstance(answer, FuseError):
+            raise answer
+        return answer
+
+    async def _to_the_ledger(
+        self, keeper: Keeper, ticket: Ticket, call: Call, deployment: Deployment, site: CallSite
+    ) -> QueuedCall:
+        # Cut off by the end of the loop it writes nothing: on disk that is as after a crash.
+        try:
+            queued = await self._through_the_guard(ticket, call, deployment, site)
+        except Exception as error:
+            await keeper.write([(ticket.held, error)])
+            raise
+        finally:
+            self._engine.runner.close(ticket)
+        await keeper.write([(ticket.held, queued)])
+        return queued
 
     # -- alone ---------------------------------------------------------------------------------
 
@@ -163,7 +229,11 @@ class Singles:
             outcome = outcome_of(ending) if isinstance(ending, FuseError) else "not_sent"
             engine.ended(ticket, outcome, error=ending, context=member.context)
         if member.riding and isinstance(ending, (QueuedCall, FuseError)):
+            late = member.answer.done()
             self._commit.arrived(member, ending)
+            if late and engine.keeper is not None and ticket.held is not None:
+                # Its caller was told that time is up; the ledger learns the truth after all.
+                engine.own(engine.keeper.write([(ticket.held, ending)]))
 
     def _waited(self, member: Member) -> None:
         counters = self._engine.runner.counters
@@ -241,6 +311,8 @@ class Singles:
         for member in members:
             if member.ticket.ended_by is not None:  # between boarding and this moment
                 ticket.end(member.ticket.ended_by)
+        if engine.keeper is not None:
+            engine.keeper.hold(ticket, [member.ticket.held for member in members], as_list=True)
         self._batches += 1
         for member in members:
             if member.context is not None:
@@ -296,6 +368,12 @@ class Singles:
             if maybe_placed
             else NotSent(text, reason="closed", key=call.key, tag=call.tag),
         )
+
+
+def _heard(task: asyncio.Task[QueuedCall]) -> None:
+    """Take note of a task's error, which nobody may be waiting for any more."""
+    if not task.cancelled():
+        task.exception()
 
 
 def _as_text(call: Call) -> str | None:

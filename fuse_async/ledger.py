@@ -45,16 +45,15 @@ dead: then its `sending` fails before anything leaves, and what was leaving coun
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import warnings
 from collections.abc import AsyncIterator, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Literal, Protocol, Self
 
-from fuse_async._bulk import CellProblem, cell_text
+from fuse_async._bulk import metadata_text
 from fuse_async._clock import SYSTEM_CLOCK, Clock
 from fuse_async._home import Home
 from fuse_async._ledger_values import (
@@ -148,23 +147,6 @@ class Ledger(Protocol):
 
     async def aclose(self) -> None:
         """Settle what this ledger still holds as after a crash, and let go of everything."""
-
-
-def metadata_text(variables: Mapping[str, Any] | None) -> str | None:
-    """Return variables as `Claim.metadata`: the same text for the same variables.
-
-    Neither their order nor the way of sending counts: 1 and ``"1"`` are the same, since a list
-    carries both as text. No variables are None.
-    """
-    if not variables:
-        return None
-    texts = {}
-    for name, value in variables.items():
-        try:
-            texts[name] = cell_text(value)
-        except CellProblem:  # nested, or what a list cannot carry: only ever sent alone
-            texts[name] = json.dumps(value, sort_keys=True, default=repr)
-    return json.dumps(texts, sort_keys=True)
 
 
 # A row's key is made of letters only: seven digits in a row would be masked as a phone number.
