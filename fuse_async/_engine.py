@@ -93,6 +93,10 @@ class Engine:
             raise NotSent(
                 "This client is closed.", reason="closed", hint="Make a new client for more calls."
             )
+        self._here()
+
+    def _here(self) -> None:
+        """Work on the running loop from now on; raises on a second live loop, or after a fork."""
         if self._home.enter():
             self.transport.abandon()
             self._tasks.clear()
@@ -246,6 +250,7 @@ class Engine:
     async def close(self, drain: float, before_the_end: Callable[[], None]) -> None:
         """Refuse new calls, let waiting ones go out for `drain` seconds, end those left, give what
         is in flight its own time, and close the connections."""
+        self._here()
         self.closing = True
         runner = self.runner
         try:

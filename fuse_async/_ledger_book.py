@@ -11,7 +11,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fuse_async._clock import wall
-from fuse_async._ledger_jobs import ClaimJob, CloseJob, Facts, Job, SendingJob, SettleJob
+from fuse_async._ledger_jobs import (
+    INTERRUPTED,
+    ClaimJob,
+    CloseJob,
+    Facts,
+    Job,
+    SendingJob,
+    SettleJob,
+)
 from fuse_async._ledger_locks import (
     CommitLock,
     LockTimeout,
@@ -39,7 +47,7 @@ class _Gone(Exception):
     """The file was removed or replaced while it was open."""
 
 
-_END = "UPDATE entries SET state = CASE state WHEN 1 THEN 5 ELSE 6 END, reason = 'interrupted'"
+_END = f"UPDATE entries SET state = CASE state WHEN 1 THEN 5 ELSE 6 END, reason = '{INTERRUPTED}'"  # noqa: S608
 
 # Of the whole ledger, and not of one job.
 _Unusable = (OSError, LockTimeout, _Gone, FuseError)

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from fuse_async._ledger_book import Book
 
 __all__ = [
+    "INTERRUPTED",
     "ClaimJob",
     "CloseJob",
     "Facts",
@@ -53,13 +54,18 @@ __all__ = [
     "entry_of",
 ]
 
+# The reason of an entry whose owner died.
+INTERRUPTED = "interrupted"
+
 _CODES = {word: code for code, word in STATES.items()}
 
 
 def entry_of(row: Sequence[Any], campaigns: dict[int, str], outcome: EntryOutcome) -> Entry:
     """Return an entry from `ENTRY_COLUMNS`."""
-    (_, key, _, _, call_id, campaign, updated, id_match, via, sent, batch, reason) = row[:12]
+    (_, key, state, _, call_id, campaign, updated, id_match, via, sent, batch, reason) = row[:12]
     application, deployment, number, postd = row[12:16]
+    if state not in STATES and outcome != "in_flight":
+        reason = INTERRUPTED
     return Entry(
         key,
         outcome,

@@ -5,8 +5,9 @@ it up when its answer was read, or when it gave up waiting; from then on the slo
 seconds before somebody else may take it. A request reaches the server after its slot was taken
 and before it was released, so two requests on one slot arrive at least `per` apart, whatever the
 network did in between; `limit` slots mean that no window of `per` seconds at the server ever holds
-more than `limit` requests. (Counting from the *start* of an attempt does not hold there: a cold
-connection delivers one request late, a warm one delivers the next at once, and both arrive
+more than `limit` requests. A request that was given up without an answer may still be on its way,
+so its slot cools for a margin longer. (Counting from the *start* of an attempt does not hold there:
+a cold connection delivers one request late, a warm one delivers the next at once, and both arrive
 together.) The price is a rate of ``limit / (per + latency)``.
 
 What must always hold:
@@ -24,6 +25,7 @@ import heapq
 import logging
 import os
 import weakref
+from bisect import insort
 from collections import deque
 from typing import Protocol
 
@@ -87,6 +89,13 @@ class _Slot:
         limiter, self._limiter = self._limiter, None
         if limiter is not None:
             limiter._released()
+
+    def give_up(self, margin: float) -> None:
+        """As `release`, for a request that was not answered: it may reach the server up to
+        `margin` seconds from now, so the slot cools for that much longer."""
+        limiter, self._limiter = self._limiter, None
+        if limiter is not None:
+            limiter._released(margin)
 
     def give_back(self) -> None:
         limiter, self._limiter = self._limiter, None
@@ -321,12 +330,13 @@ class SlidingWindowLimiter:
 
     # -- giving it up --------------------------------------------------------------------------
 
-    def _released(self) -> None:
+    def _released(self, margin: float = 0.0) -> None:
         now = self._clock.now()
-        free_at = now + self._per * self._slowness
+        free_at = now + self._per * self._slowness + margin
         if self._cooling and self._cooling[-1] > free_at:
-            free_at = self._cooling[-1]  # keeps the line sorted while the pace recovers
-        self._cooling.append(free_at)
+            insort(self._cooling, free_at)  # the pace recovers, or a request was given up
+        else:
+            self._cooling.append(free_at)
         self._in_flight -= 1
         if self._waiting:
             self._hand_on(now)

@@ -45,6 +45,11 @@ T = TypeVar("T")
 # Fuse documents no 429 and no header with it; without a time to come back, everybody waits this.
 _PAUSE_AFTER_429 = 1.0
 
+# Seconds: what a request that was given up may still be on its way, if answers come faster.
+_STILL_ON_ITS_WAY = 0.25
+# The slowest recent answer counts a little less with each one that comes.
+_SLOWEST_FADES = 0.99
+
 _ENDED_TEXTS: dict[str, tuple[str, str]] = {
     "closed": (
         "The client was closed before the call could be sent.",
@@ -114,9 +119,9 @@ class Ticket:
         if self.wait is not None:
             self.wait.interrupt()
 
-    def time_left(self, now: float, attempt_timeout: float) -> float:
-        """The most seconds an attempt that starts at `now` may take."""
-        return min(self.attempt_timeout or attempt_timeout, self.deadline - now)
+    def until(self, now: float, attempt_timeout: float) -> float:
+        """The instant at which an attempt that starts at `now` must be over."""
+        return min(now + (self.attempt_timeout or attempt_timeout), self.deadline)
 
     def note(self, failure: Failure) -> Failure:
         """Keep `failure` if nothing worse came before."""
@@ -155,6 +160,7 @@ class Runner:
         "_listeners",
         "_max_waiting",
         "_policy",
+        "_slowest",
         "_transport",
         "counters",
         "open",
@@ -178,7 +184,8 @@ class Runner:
         self._attempt_timeout = attempt_timeout
         self._max_waiting = max_waiting
         self._budget = Budget(policy.budget, clock)
-        self._idle: asyncio.Future[None] | None = None
+        self._idle: set[asyncio.Future[None]] = set()
+        self._slowest = 0.0
         self.counters = Counters()
         self.open: set[Ticket] = set()
 
@@ -222,8 +229,10 @@ class Runner:
     def close(self, ticket: Ticket) -> None:
         """Take a ticket off the list of open ones."""
         self.open.discard(ticket)
-        if not self.open and self._idle is not None and not self._idle.done():
-            self._idle.set_result(None)
+        if not self.open:
+            for idle in self._idle:
+                if not idle.done():
+                    idle.set_result(None)
 
     def _error(self, ticket: Ticket, last: Failure) -> FuseError:
         error = (ticket.worst or last).error
@@ -246,8 +255,8 @@ class Runner:
             return ticket.note(got)
         slot = got
         sent_at = self._clock.now()
-        timeout = ticket.time_left(sent_at, self._attempt_timeout)
-        if timeout <= 0:
+        until = ticket.until(sent_at, self._attempt_timeout)
+        if until <= sent_at:
             slot.give_back()
             return ticket.note(
                 _no_slot("deadline", "The deadline passed before the call was sent.")
@@ -256,18 +265,21 @@ class Runner:
         self._count_request(ticket, number)
         progress = ticket.progress = Progress()
         try:
-            result = await self._transport.send(request, timeout, progress)
+            result = await self._transport.send(request, until, progress)
         except BaseException:
-            slot.release() if progress.may_have_left else slot.give_back()
+            self._give_up(slot) if progress.may_have_left else slot.give_back()
             raise
         finally:
             self.counters.in_flight -= 1
+        seconds = self._clock.now() - sent_at
         if isinstance(result, NeverLeft):
             slot.give_back()
+        elif isinstance(result, Lost) and result.reason == "timeout":
+            self._give_up(slot)
         else:
             slot.release()
+            self._slowest = max(seconds, self._slowest * _SLOWEST_FADES)
         ticket.progress = None
-        seconds = self._clock.now() - sent_at
         status = result.status if isinstance(result, Answer) else None
         cause = str(status) if status is not None else getattr(result, "reason", "")
         ticket.attempts.append(Attempt(number, cause, status, 0.0, seconds))
@@ -287,6 +299,16 @@ class Runner:
         if isinstance(outcome, Failure):
             ticket.note(outcome)
         return outcome
+
+    def _give_up(self, slot: Slot) -> None:
+        """Release the slot of a request that was not answered. It may still be on its way, and
+        counts at the server when it arrives there; so, where the limiter can, its slot rests for
+        as long as a slow answer takes on top."""
+        give_up = getattr(slot, "give_up", None)
+        if give_up is None:
+            slot.release()
+        else:
+            give_up(max(_STILL_ON_ITS_WAY, self._slowest))
 
     async def _ready(self, ticket: Ticket, slot: Slot | None) -> Slot | Failure:
         """Return a slot, with all done that must come before the first byte."""
@@ -428,15 +450,15 @@ class Runner:
     def longest_left(self) -> float:
         """The most seconds that anything in flight may still take."""
         now = self._clock.now()
-        left = (ticket.time_left(now, self._attempt_timeout) for ticket in self.open)
+        left = (ticket.until(now, self._attempt_timeout) - now for ticket in self.open)
         return max(0.0, *left, 0.0)
 
     async def idle(self, seconds: float) -> bool:
         """Wait until no ticket is open, `seconds` at most; whether that came true."""
         if not self.open:
             return True
-        self._idle = asyncio.get_running_loop().create_future()
-        idle = self._idle
+        idle: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._idle.add(idle)
 
         def time_is_up() -> None:
             if not idle.done():
@@ -444,9 +466,10 @@ class Runner:
 
         timer: Timer = self._clock.call_at(self._clock.now() + seconds, time_is_up)
         try:
-            await asyncio.shield(idle)
+            await idle
         finally:
             timer.cancel()
+            self._idle.discard(idle)
         return not self.open
 
 

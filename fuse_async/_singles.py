@@ -8,7 +8,7 @@ import copy
 import warnings
 
 from fuse_async._batches import Batch
-from fuse_async._bulk import CellProblem, Schedule, metadata_text, text_metadata
+from fuse_async._bulk import Schedule, metadata_text, text_metadata
 from fuse_async._claims import claim_of, known
 from fuse_async._coalescer import GroupCommit, Member
 from fuse_async._engine import Engine, outcome_if_given_up, outcome_of
@@ -380,12 +380,7 @@ def _as_text(call: Call) -> str | None:
     """The call's variables as a list would carry them, so that their types do not change with
     the load. Only called where a list can carry them."""
     variables = call.metadata
-    if variables is None:
-        return None
-    try:
-        return text_metadata(variables)
-    except CellProblem:
-        return None
+    return None if variables is None else text_metadata(variables)
 
 
 def _ended_error(member: Member) -> NotSent:

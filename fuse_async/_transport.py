@@ -165,17 +165,18 @@ class Transport:
     def _is_closed(self) -> bool:
         return self._session is None or self._session.closed
 
-    async def send(self, request: Request, timeout: float, progress: Progress) -> Result:
-        """Send `request` once and read its answer, within `timeout` seconds from now.
+    async def send(self, request: Request, until: float, progress: Progress) -> Result:
+        """Send `request` once and read its answer, all before the instant `until`.
 
         Cancelling closes the connection; `progress` then tells whether anything may have left.
         """
         if self._session is None:
             self.open()
-        progress.clock, progress.latest = self._clock, self._clock.now() + timeout
+        progress.clock, progress.latest = self._clock, until
+        timeout = max(0.0, until - self._clock.now())
         token = _progress.set(progress)
         wait = Interruptible()
-        self._watchdog.watch(wait, progress.latest)
+        self._watchdog.watch(wait, until)
         try:
             with wait:
                 return await self._exchange(request, progress)

@@ -158,6 +158,8 @@ async def test_after_the_bytes_left_the_slot_cools_down(
     await cancelled(task)
     assert free_slots(limiter) == 1
     await asyncio.sleep(0.12)
+    assert free_slots(limiter) == 1, "it may still be on its way, and counts when it arrives"
+    await asyncio.sleep(0.3)
     assert free_slots(limiter) == 2
 
 
@@ -304,7 +306,7 @@ async def test_a_storm_of_cancels_at_random_moments_loses_nothing_and_doubles_no
             loop.call_later(chance.uniform(0.0, 0.5), task.cancel)
     results = await asyncio.gather(*tasks.values(), return_exceptions=True)
     assert all(isinstance(r, asyncio.CancelledError) or hasattr(r, "call_id") for r in results)
-    await asyncio.sleep(0.1)  # what the server still holds
+    await asyncio.sleep(0.5)  # what the server still holds, and what slots of cancelled ones rest
 
     ends = {event.tag: event.outcome for event in recorder.named("ended")}
     assert len(recorder.named("ended")) == len(ends)

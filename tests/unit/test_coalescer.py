@@ -199,6 +199,23 @@ async def test_a_deadline_before_sending_and_one_after() -> None:
     assert await patient == ANSWER
 
 
+async def test_an_earlier_deadline_that_comes_later_is_kept() -> None:
+    clock = ManualClock()
+    limiter, _ = full_limiter(clock)
+    room = Room(limiter, clock)
+    patient = await room.seat(room.member(timeout=50.0))
+    hasty = await room.seat(room.member(timeout=1.0))
+    await clock.advance(1.0)
+    with pytest.raises(NotSent):
+        await hasty
+    assert not patient.done()
+    await clock.advance(49.0)
+    with pytest.raises(NotSent) as caught:
+        await patient
+    assert caught.value.reason == "deadline"
+    await room.finish()
+
+
 async def test_who_has_more_time_is_not_turned_away_with_the_others() -> None:
     """The place in the limiter's line was asked for with the time of those who waited then."""
     clock = ManualClock()

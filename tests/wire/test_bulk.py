@@ -120,9 +120,8 @@ def test_every_cell_is_quoted_and_every_line_ends_in_crlf(cells: list[str]) -> N
     assert line == ",".join('"' + cell.replace('"', '""') + '"' for cell in cells) + "\r\n"
 
 
-def test_every_byte_of_an_upload(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_byte_of_an_upload() -> None:
     """PHP takes a part without a filename for no file, and a list as the sample pages have it."""
-    monkeypatch.setattr("secrets.token_hex", lambda _size: "b0undary")
     schedule = Schedule(1_900_000_000, 1_900_000_100, 3, 60, "https://x.example/cb", True)
     lines = [row_line(["16175550101", "Steve"]), row_line(["16175550102", "Zo\u00eb"])]
     request = bulk_request(["first_name"], lines, schedule, DEPLOYMENT, "json")
@@ -146,7 +145,10 @@ def test_every_byte_of_an_upload(monkeypatch: pytest.MonkeyPatch) -> None:
         '"destination","first_name"\r\n"16175550101","Steve"\r\n"16175550102","Zo\u00eb"\r\n'
         "\r\n--b0undary--\r\n"
     )
-    assert request.body == expected.encode()
+    assert request.content_type is not None
+    head, _, boundary = request.content_type.partition("; boundary=")
+    assert head == "multipart/form-data"
+    assert request.body == expected.replace("b0undary", boundary).encode()
 
 
 def test_fields_that_are_not_set_are_not_sent_and_zero_is_set() -> None:

@@ -77,6 +77,11 @@ ITEMS = (
             [matched(1), matched(2)],
             id="other-names",
         ),
+        pytest.param(
+            [{"call_id": 761, "number": True}, {"call_id": 762, "number": 1.5}],
+            BY_ORDER,
+            id="numbers-that-are-none",
+        ),
         pytest.param({"success": True}, BOTH, id="success"),
         pytest.param({"success": 1, "count": 2}, BOTH, id="success-1"),
         pytest.param("", BOTH, id="empty"),
@@ -117,6 +122,13 @@ def test_a_list_of_fewer_ids_than_rows_leaves_all_of_them_open(body: object) -> 
     """A server that leaves bad rows out in silence answers so, and nobody knows which it took."""
     assert rows(body) == [OPEN, OPEN]
     assert rows(body, A) == [assumed(761)]
+
+
+def test_one_object_in_place_of_a_list_is_a_list_of_one() -> None:
+    body = {"calls": {"call_id": 761, "phone_number": A}}
+    assert rows(body, A) == [matched(761)]
+    assert rows(body) == [matched(761), OPEN]
+    assert rows({"calls": {"call_id": 761}}) == [OPEN, OPEN]
 
 
 @pytest.mark.parametrize(

@@ -394,6 +394,18 @@ async def test_leaving_takes_back_what_waits_for_a_slot_and_finishes_what_is_out
     assert outcomes(client) == {"queued": 4, "not_sent": 4}
 
 
+async def test_leaving_gives_back_what_had_no_upload_yet(
+    client: FuseClient, numbers: Numbers, outcomes: Outcomes, rows_of: RowsOf
+) -> None:
+    """Seven kinds of columns at the end of the source are seven uploads, four at a time."""
+    items = [{"phone_number": number, f"v{n}": "x"} for n, number in enumerate(numbers(7))]
+    stream = client.stream_calls(items)
+    receipts = [await anext(stream), *await stream.aclose()]
+    assert [receipt.outcome for receipt in receipts] == ["queued"] * 4 + ["not_sent"] * 3
+    assert sorted(rows_of(receipts)) == list(range(7))
+    assert outcomes(client) == {"queued": 4, "not_sent": 3}
+
+
 async def test_break_without_async_with_is_said_in_the_log_and_counted(
     sandbox: Sandbox, new_client: NewClient, numbers: Numbers, caplog: pytest.LogCaptureFixture
 ) -> None:
