@@ -73,7 +73,17 @@ EVENTS = {
     "Event",
     "Listener",
 }
-PUBLIC = {"FuseClient", "__version__"} | VALUES | ERRORS | POLICIES | EVENTS
+LEDGER = {
+    "Claim",
+    "Claimed",
+    "Entry",
+    "Ledger",
+    "LedgerError",
+    "NotRecorded",
+    "Settled",
+    "SqliteLedger",
+}
+PUBLIC = {"FuseClient", "__version__"} | VALUES | ERRORS | POLICIES | EVENTS | LEDGER
 
 NAMES = [
     pytest.param(getattr(module, name), id=f"{module.__name__}.{name}")
