@@ -28,10 +28,13 @@ from fuse_async import (
     CallSent,
     CallWaiting,
     CallWarned,
+    Claim,
+    Claimed,
     ClientStats,
     ConfigurationError,
     Deleted,
     Deployment,
+    Entry,
     Event,
     Forbidden,
     FuseClient,
@@ -40,12 +43,15 @@ from fuse_async import (
     InvalidCalls,
     InvalidContacts,
     KeyConflict,
+    Ledger,
+    LedgerError,
     Limiter,
     Listener,
     LoggedCall,
     MethodNotAllowed,
     NoAnswer,
     NotFound,
+    NotRecorded,
     NotSent,
     NumberRules,
     OutcomeUnknown,
@@ -56,11 +62,13 @@ from fuse_async import (
     RetryPolicy,
     RowOutcome,
     ServerError,
+    Settled,
     SingleCallGuard,
     SingleCallLoop,
     SingleCallLoopWarning,
     SlidingWindowLimiter,
     Slot,
+    SqliteLedger,
     StillPending,
     TooManyRequests,
     Unauthorized,
@@ -275,3 +283,27 @@ async def in_a_test() -> None:
         await fuse.queue_call("+16175550101")
         assert len(sandbox.calls) == 1
     await clock.advance(1.0)
+
+
+async def kept(own: Ledger) -> Mapping[str, int]:
+    async with (
+        SqliteLedger("calls.db", numbers="hash") as ledger,
+        FuseClient(ledger=ledger) as fuse,
+    ):
+        call = await fuse.queue_call("+16175550101", key="order-1")
+        assert_type(call.replayed, bool)
+        result = await fuse.queue_calls(["+16175550102"], campaign="May")
+        assert_type(result, BatchResult)
+        async for entry in ledger.entries(outcome="unknown"):
+            assert_type(entry, Entry)
+            await ledger.resolve(entry.key, "not_sent")
+        both: tuple[Ledger, ...] = (ledger, own)
+        print(both)
+    try:
+        (found,) = await own.claim([Claim("order-2", Deployment(12, 34), "16175550103")])
+        if isinstance(found, Claimed):
+            await own.sending([found])
+            await own.settle([Settled(found, "queued", call_id=761)])
+    except (NotRecorded, LedgerError) as error:
+        print(error.hint)
+    return await own.summary()
