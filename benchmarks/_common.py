@@ -148,10 +148,12 @@ def peer(name: str) -> str:
 
 
 def save(name: str, found: dict[str, Any]) -> None:
-    """Write the figures for the charts and the record."""
+    """Write the figures for the charts and the record; parts not measured now stay as they were."""
     RESULTS.mkdir(exist_ok=True)
-    text = json.dumps({"on": environment(), **found}, indent=1, sort_keys=True)
-    (RESULTS / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+    file = RESULTS / f"{name}.json"
+    before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    text = json.dumps({**before, "on": environment(), **found}, indent=1, sort_keys=True)
+    file.write_text(text + "\n", encoding="utf-8")
 
 
 # -- memory ------------------------------------------------------------------------------------

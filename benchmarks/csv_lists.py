@@ -49,6 +49,7 @@ from _common import (
 
 from fuse_async import FuseClient, NumberRules, PhoneNumber, SingleCallGuard, SlidingWindowLimiter
 from fuse_async._bulk import Schedule, bulk_request
+from fuse_async._clock import SYSTEM_CLOCK
 from fuse_async._phone import clean_digits
 from fuse_async._rows import Row, Rows, _plain_line
 from fuse_async.models import Deployment
@@ -391,7 +392,7 @@ def flat(pairs: int, largest: int) -> dict[str, Any]:
 
         sizes = [size for size in (1_000, 100_000, 1_000_000) if size <= largest]
         for size in sizes:
-            few = max(3, pairs // 4) if size < 1_000_000 else 3
+            few = max(3, pairs // 2) if size < 100_000 else 3
             ratio = paired(lambda: each(10_000), lambda size=size: each(size), few, warm=False)  # type: ignore[misc]
             found[str(size)] = ratio.plain()
             rows.append((f"{size:,}", f"{ratio.mine * 1e6:.1f}", ratio, few))
@@ -518,9 +519,11 @@ def main() -> None:
         "stream": lambda: stream(1 if chosen.quick else 2, million),
         "flat": lambda: flat(chosen.pairs, million),
     }
-    found = {name: part() for name, part in parts.items() if chosen.only in name}
-    if chosen.save and not chosen.only:
-        save("csv_lists", found)
+    for name, part in parts.items():
+        if chosen.only in name:
+            found = part()
+            if chosen.save:
+                save("csv_lists", {name: found})
 
 
 if __name__ == "__main__":

@@ -38,6 +38,9 @@ class Keeper:
         is claimed then.
         """
         runner = self._runner
+        if ticket.ended_by is not None:
+            runner.close(ticket)
+            raise ended_failure(ticket.ended_by).error
         runner.open.add(ticket)
         wait = ticket.wait = Interruptible()
         found: Sequence[Claimed | Entry | KeyConflict] | None = None

@@ -16,6 +16,7 @@ from fuse_async._ledger_jobs import (
     ClaimJob,
     CloseJob,
     Facts,
+    ForgetJob,
     Job,
     SendingJob,
     SettleJob,
@@ -151,11 +152,18 @@ class Book:
     # -- transactions --------------------------------------------------------------------------
 
     def run(self, jobs: Sequence[Job]) -> None:
-        """Do all of the jobs in one transaction. Afterwards each has its result or its error.
+        """Do all of the jobs in one transaction. Afterwards each has its result or its error."""
+        first = 0
+        for place, job in enumerate(jobs):
+            # It ends what was claimed before, and that must be on disk then.
+            if isinstance(job, ForgetJob) and place > first:
+                self._run(jobs[first:place])
+                first = place
+        self._run(jobs[first:])
 
-        Where that fails, each is tried alone: a large claim may not fit on a disk on which the
-        outcome of a call still does.
-        """
+    def _run(self, jobs: Sequence[Job]) -> None:
+        """Where the transaction fails, each job is tried alone: a large claim may not fit on a
+        disk on which the outcome of a call still does."""
         try:
             self._transaction(jobs)
         except Exception as error:
@@ -164,7 +172,7 @@ class Book:
             hopeless = isinstance(error, _Unusable) or name.startswith(_NO_BETTER_ALONE)
             if len(jobs) > 1 and not hopeless:
                 for job in jobs:
-                    self.run([job])
+                    self._run([job])
                 return
             for job in jobs:
                 self._fail(job, error)

@@ -359,7 +359,9 @@ _SETTLE = (
     "UPDATE entries SET state = ?, call_id = ?, id_match = ?, via = coalesce(?, via), reason = ?,"
     " updated = ? WHERE id = ? AND serial = ? AND owner = ? AND (state < 3 OR state = 6)"
 )
-_IS_SETTLED = "SELECT 1 FROM entries WHERE id = ? AND serial = ? AND owner = ? AND state = ?"
+_IS_SETTLED = (
+    "SELECT 1 FROM entries WHERE id = ? AND serial = ? AND owner = ? AND state = ? AND call_id IS ?"
+)
 
 
 class SettleJob(Job):
@@ -411,7 +413,7 @@ class SettleJob(Job):
             # That nothing was sent under a claim which somebody else took over is no news.
             if one.outcome != "not_sent"
             and not connection.execute(
-                _IS_SETTLED, (*one.claim.token, owner, _CODES[one.outcome])
+                _IS_SETTLED, (*one.claim.token, owner, _CODES[one.outcome], one.call_id)
             ).fetchone()
         )
         if not keys:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any, Literal
@@ -167,11 +168,7 @@ class Lists:
     ) -> AsyncGenerator[Row | RowOutcome | None, None]:
         async with aclosing(source):
             async for found in source:
-                if (
-                    isinstance(found, Row)
-                    and found.key is not None
-                    and self._engine.keeper is None
-                ):
+                if isinstance(found, Row) and found.key is not None and self._engine.keeper is None:
                     raise ConfigurationError(
                         f"The call at index {found.index} has a key, which needs a ledger to"
                         " remember it.",
@@ -245,13 +242,25 @@ class Lists:
         ):
             error = halt.error()
             error.attempts = sent.error.attempts
-            sent = _all_rows(batch, error)
+            stopped = sent.error
+            sent = Sent(
+                tuple(
+                    RowOutcome(row.index, row.line, "not_sent", error=error)
+                    if row.error is stopped
+                    else row
+                    for row in sent.rows
+                ),
+                error,
+            )
         if sent.error is None:
             engine.ended(ticket, "queued", rows=rows)
         else:
-            queued = sum(row.outcome == "queued" for row in sent.rows)
-            engine.count("queued", queued)
-            engine.ended(ticket, outcome_of(sent.error), error=sent.error, rows=rows - queued)
+            counts = Counter(row.outcome for row in sent.rows)
+            common = outcome_of(sent.error)
+            for outcome in ("queued", "refused", "not_sent", "unknown"):
+                if outcome != common:
+                    engine.count(outcome, counts[outcome])
+            engine.ended(ticket, common, error=sent.error, rows=counts[common])
         return sent
 
     async def _kept(
@@ -292,6 +301,7 @@ class Lists:
                 part = Batch(batch.group)
                 part.rows = [row for row, _ in ours]
                 keeper.hold(ticket, [held for _, held in ours], as_list=True)
+                ticket.worst = None  # of the part before
                 sent = await self.carry(ticket, part, deployment)
                 await keeper.write(
                     [

@@ -229,7 +229,7 @@ class Singles:
             outcome = outcome_of(ending) if isinstance(ending, FuseError) else "not_sent"
             engine.ended(ticket, outcome, error=ending, context=member.context)
         if member.riding and isinstance(ending, (QueuedCall, FuseError)):
-            late = member.answer.done()
+            late = member.answer.done() and not member.answer.cancelled()
             self._commit.arrived(member, ending)
             if late and engine.keeper is not None and ticket.held is not None:
                 # Its caller was told that time is up; the ledger learns the truth after all.
@@ -308,9 +308,6 @@ class Singles:
         deadline = max(member.deadline for member in members)
         ticket = engine.ticket("batch", None, Deployment(*members[0].place))
         ticket.deadline = deadline
-        for member in members:
-            if member.ticket.ended_by is not None:  # between boarding and this moment
-                ticket.end(member.ticket.ended_by)
         if engine.keeper is not None:
             engine.keeper.hold(ticket, [member.ticket.held for member in members], as_list=True)
         self._batches += 1
@@ -344,7 +341,8 @@ class Singles:
             self._settle(member, error)
 
     def _still_there(self, members: list[Member]) -> list[Member]:
-        """Book those whose callers left after they got their place, and return the others."""
+        """Book those who left, or were ended, after they got their place; return the others."""
+        there: list[Member] = []
         for member in members:
             if member.answer.done():
                 self._settle(
@@ -356,7 +354,11 @@ class Singles:
                         tag=member.call.tag,
                     ),
                 )
-        return [member for member in members if not member.answer.done()]
+            elif member.ticket.ended_by is not None:
+                self._settle(member, _ended_error(member))
+            else:
+                there.append(member)
+        return there
 
     def _give_up(self, member: Member, maybe_placed: bool) -> None:
         """The client's task was cancelled under the callers, as when a loop ends."""

@@ -47,7 +47,7 @@ from __future__ import annotations
 import asyncio
 import os
 import warnings
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from types import TracebackType
@@ -245,7 +245,7 @@ class SqliteLedger:
 
     async def entries(
         self, *, outcome: EntryOutcome | None = None, campaign: str | None = None
-    ) -> AsyncIterator[Entry]:
+    ) -> AsyncGenerator[Entry, None]:
         """Read the entries; see `Ledger.entries`."""
         reader = await self._reader(outcome, campaign)
         try:

@@ -84,6 +84,7 @@ class EncodingType(_Type):
         "fuse-async dial contacts.csv --ani 8005550199 --suppress do-not-call.txt",
         "fuse-async dial contacts.csv --skip-invalid --refuse-over 5% --yes --json",
         "fuse-async dial contacts.results.csv --only not_sent     # go on where it stopped",
+        "fuse-async dial contacts.csv --ledger calls.db --campaign june   # the same command goes on",
     ),
 )
 @click.argument("file", metavar="FILE")
@@ -118,6 +119,19 @@ class EncodingType(_Type):
     multiple=True,
     allow_from_autoenv=False,
     help="FILE is a results file: dial its rows with this outcome. May be given several times.",
+)
+@click.option(
+    "--ledger",
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    help="Remember in this file who was called, also if this process is killed; made if it is not"
+    " there. The same command goes on: nobody is rung twice. Needs --campaign.",
+)
+@click.option(
+    "--campaign",
+    metavar="NAME",
+    allow_from_autoenv=False,
+    help="With --ledger: a name for this list. A number is called once under it.",
 )
 @click.option(
     "--results",
@@ -203,6 +217,7 @@ def dial(file: str, as_json: bool, **options: Any) -> None:
     output = Output(as_json=as_json)
     if options["refuse_over"] is not None and not options["skip_invalid"]:
         raise click.UsageError("--refuse-over goes with --skip-invalid.")
+    _check_campaign(options)
     for name, value in (("per", options["per"]), ("timeout", options["timeout"])):
         if not math.isfinite(value):
             raise click.BadParameter("give a number of seconds", param_hint=f"'--{name}'")
@@ -220,6 +235,22 @@ def dial(file: str, as_json: bool, **options: Any) -> None:
     else:
         raise click.exceptions.Exit(code)
     raise ended(output, problem)
+
+
+def _check_campaign(options: dict[str, Any]) -> None:
+    ledger, campaign = options["ledger"], options["campaign"]
+    if campaign is not None and not campaign.strip():
+        raise click.BadParameter("give a name", param_hint="'--campaign'")
+    if campaign is not None and ledger is None:
+        raise click.UsageError(
+            "--campaign needs a file that remembers who was called: add --ledger calls.db."
+        )
+    if ledger is not None and campaign is None:
+        raise click.UsageError(
+            "--ledger needs a name for this list: add --campaign NAME, the same one each time."
+        )
+    if ledger is not None and options["allow_duplicates"]:
+        raise click.UsageError("A campaign calls a number once: leave out --allow-duplicates.")
 
 
 # The schedule is that of `queue`: the very same options, before those of the account.

@@ -13,6 +13,7 @@ from typing import Any
 import attrs
 
 from fuse_async._account import DEFAULT_LIMIT, DEFAULT_PER
+from fuse_async._ledger_values import LedgerError
 from fuse_async.cli._exit import Exit, exit_of
 from fuse_async.cli._output import Output, Problem, _write
 from fuse_async.cli._perform import _IN_A_SHELL, _OPTIONS
@@ -20,7 +21,7 @@ from fuse_async.cli._plan import Plan, Share, rows
 from fuse_async.cli._progress import counted, duration, is_terminal
 from fuse_async.cli._suppress import Unreadable
 from fuse_async.cli._uploads import Uploads
-from fuse_async.errors import FuseError, InvalidCall, InvalidContacts
+from fuse_async.errors import FuseError, InvalidCall, InvalidContacts, NotSent
 
 __all__ = [
     "Setting",
@@ -57,6 +58,12 @@ _LOOK_FIRST = (
 )
 
 
+_TELL_THE_LEDGER = (
+    "The unknown rows are not dialled again before the ledger is told what became of them: look"
+    " for them in Fuse's call logs, then use fuse-async ledger resolve. To see them:"
+)
+
+
 _REASONS = 5  # different ones in the summary; the results file has them all
 
 
@@ -80,6 +87,8 @@ class Setting:
     only: Sequence[str]
     again: Sequence[str]  # the words of the command that goes on with the results
     also: Sequence[str]  # the options that have to be given besides
+    ledger: str | None = None
+    campaign: str | None = None
 
 
 _INDENT = 18  # where the second column starts
@@ -117,8 +126,11 @@ def plan_lines(plan: Plan, setting: Setting) -> list[tuple[str, ...]]:
     facts: list[tuple[str, ...]] = [
         ("Contact file", _HERE, setting.source),
         ("Rows", f"{plan.rows:,}{f', besides {plan.blank:,} blank' if plan.blank else ''}"),
-        ("To be dialled", f"{plan.accepted:,}"),
+        ("To be dialled", f"{plan.to_dial:,}"),
     ]
+    if setting.ledger is not None:
+        campaign = f"{_HERE}, campaign {_HERE}: {_known(plan)}"
+        facts.append(("Ledger", campaign, setting.ledger, setting.campaign or ""))
     if setting.only:
         facts.append(("Kept as they are", f"{plan.kept:,}, with other outcomes before"))
     facts.append(("Refused", f"{plan.invalid:,}{f', {left_out}' if plan.invalid else ''}"))
@@ -146,6 +158,18 @@ def plan_lines(plan: Plan, setting: Setting) -> list[tuple[str, ...]]:
             kinds = ", ".join(f"{count:,} {kind}" for kind, count in plan.kinds.most_common())
             lines.append((f"  and {more:,} more; in all {kinds}",))
     return lines
+
+
+def _known(plan: Plan) -> str:
+    """Return how many rows are not dialled again, and why."""
+    known = plan.known or {}
+    words = {
+        "queued": "already queued",
+        "unknown": "unknown, which are not dialled again",
+        "in_flight": "being dialled by another process",
+    }
+    found = [f"{known[name]:,} {text}" for name, text in words.items() if known.get(name)]
+    return ", ".join(found) or "none of these rows was dialled in it"
 
 
 def plan_data(plan: Plan, setting: Setting) -> dict[str, object]:
@@ -234,6 +258,9 @@ def summary_lines(
         fate = f"{rows(counts['queued'])} are at Fuse, {rows(counts['unknown'])} MAY be"
         lines.append((f"{'Was it placed:':<18}{fate}; the rest was not sent.",))
     lines.append((f"{'Rows:':<18}{counted(counts)}",))
+    if uploads.replayed:
+        before = f"{rows(uploads.replayed)} of those queued, before this run"
+        lines.append((f"{'Already queued:':<18}{before}",))
     for (outcome, reason), count in uploads.why.most_common(_REASONS):
         label = f"{outcome.replace('_', ' ').capitalize()}:"
         lines.append((f"{label:<18}{rows(count)}: {reason}",))
@@ -260,8 +287,10 @@ def summary_lines(
 def _next(uploads: Uploads, setting: Setting) -> list[tuple[str, ...]]:
     counts, halt = uploads.counts, uploads.halt
     found: list[tuple[str, ...]] = []
-    if counts["unknown"]:
+    if counts["unknown"] and setting.ledger is None:
         found.append((_LOOK_FIRST,))
+    elif counts["unknown"]:
+        found.append((f"{_TELL_THE_LEDGER} {_HERE}", shlex.join(_unknown_ones(setting))))
     if halt is not None and halt.error is not None and halt.error.hint:
         found.append((_shell(halt.error.hint),))
     if counts["refused"]:
@@ -269,8 +298,15 @@ def _next(uploads: Uploads, setting: Setting) -> list[tuple[str, ...]]:
     if counts["not_sent"]:
         also = f", with {' and '.join(setting.also)} as before" if setting.also else ""
         text = f"To dial the rows that were not sent: {_HERE}{also}"
+        if setting.ledger is not None:
+            text = f"The same command goes on, and rings nobody twice: {_HERE}{also}"
         found.append((text, shlex.join(_again(setting))))
     return found
+
+
+def _unknown_ones(setting: Setting) -> list[str]:
+    words = ["fuse-async", "ledger", "list", "--ledger", setting.ledger or ""]
+    return [*words, "--campaign", setting.campaign or "", "--outcome", "unknown"]
 
 
 def _again(setting: Setting) -> list[str]:
@@ -308,6 +344,7 @@ def summary_data(
         "complete": not uploads.unread and not uploads.unwritten,
         "resume": _again(setting) if counts["not_sent"] else None,
         "resume_also": list(setting.also) if counts["not_sent"] else [],
+        **({} if setting.ledger is None else {"replayed": uploads.replayed}),
         "plan": plan_data(plan, setting),
     }
 
@@ -338,6 +375,9 @@ def reason_of(error: FuseError) -> str:
 def problem_of(error: FuseError | Unreadable) -> Problem:
     """Return what kept a run from starting, in the words of a command line."""
     code = Exit.USAGE if isinstance(error, Unreadable) else exit_of(error)
+    outcome = "invalid"
+    if isinstance(error, (LedgerError, NotSent)):
+        code, outcome = Exit.NOT_SENT, "not_sent"
     happened = str(error) if isinstance(error, Unreadable) else reason_of(error)
     data: dict[str, object] = {
         "error": type(error).__name__,
@@ -352,6 +392,6 @@ def problem_of(error: FuseError | Unreadable) -> Problem:
     elif isinstance(error, Unreadable):
         data["error"] = "usage"
     return Problem(
-        code, "invalid", _shell(happened), f"{_shell(error.hint)} Nothing was sent.".strip(),
+        code, outcome, _shell(happened), f"{_shell(error.hint)} Nothing was sent.".strip(),
         data=data,
     )  # fmt: skip

@@ -6,14 +6,14 @@ import asyncio
 import contextlib
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import attrs
 import click
 
-from fuse_async import FuseClient, FuseError, RetryPolicy, SlidingWindowLimiter
+from fuse_async import FuseClient, FuseError, RetryPolicy, SlidingWindowLimiter, SqliteLedger
 from fuse_async._phone import PhoneNumber
 from fuse_async._rows import schedule_from
 from fuse_async._settings import Settings, read_settings
@@ -32,6 +32,7 @@ from fuse_async.cli._dial_words import (
 )
 from fuse_async.cli._exit import Exit
 from fuse_async.cli._gate import StopLight
+from fuse_async.cli._known import Known, is_in_the_ledger
 from fuse_async.cli._output import Output, Problem
 from fuse_async.cli._perform import ended
 from fuse_async.cli._plan import Entry, Judge, Plan, plan
@@ -59,9 +60,16 @@ _CLOSING = 5.0  # seconds for connections to close
 def plan_and_dial(output: Output, signals: Signals, file: str, options: dict[str, Any]) -> Exit:
     """Do it, and return the exit code. Raises what keeps it from starting; then nothing was
     sent."""
-    task = _Task.of(file, options)
-    with contextlib.closing(task.contacts):
-        planned = plan(task.entries(), options["max_rows"])
+    with contextlib.ExitStack() as stack:
+        known = None
+        if options["ledger"] is not None:
+            known = stack.enter_context(
+                contextlib.closing(Known(options["ledger"], options["campaign"]))
+            )
+        task = stack.enter_context(_Task.of(file, options, known))
+        planned = plan(
+            task.entries(), options["max_rows"], known=None if known is None else known.outcome
+        )
         planned.blank = task.contacts.blank
         if not planned.rows:
             raise InvalidContacts(
@@ -105,9 +113,16 @@ class _Task:
     results: Path
     only: Sequence[str]
     allow_duplicates: bool
+    replace: bool
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.contacts.close()
 
     @classmethod
-    def of(cls, file: str, options: dict[str, Any]) -> _Task:
+    def of(cls, file: str, options: dict[str, Any], known: Known | None) -> _Task:
         """Read the options and open the files. Nothing is written, nobody is asked for a key."""
         rules = NumberRules({"US", "CA", *options["countries"]})
         # Of the surroundings a plan needs the fences and the place, and not the account.
@@ -123,10 +138,13 @@ class _Task:
         schedule = schedule_from(shared)  # type: ignore[arg-type]
         shared = {name: getattr(schedule, name) for name in shared}
         results = options["results"] or results_path(file)
-        suppress = options["suppress"]
+        suppress, ledger, replace = options["suppress"], options["ledger"], options["force"]
         if not options["dry_run"]:
-            inputs = [path for path in (file, suppress) if path not in (None, "-")]
-            check_path(results, inputs, replace=options["force"])
+            inputs = [path for path in (file, suppress, ledger) if path not in (None, "-")]
+            if known is not None and not replace and results.is_file():
+                # The same command goes on: what the ledger has may be written anew.
+                replace = is_in_the_ledger(results, known, rules)
+            check_path(results, inputs, replace=replace)
         return cls(
             file=file,
             settings=settings,
@@ -136,6 +154,7 @@ class _Task:
             results=results,
             only=options["only"],
             allow_duplicates=options["allow_duplicates"],
+            replace=replace,
             contacts=ContactFile(
                 file,
                 encoding=options["encoding"],
@@ -175,7 +194,13 @@ class _Task:
             refuse_over=options["refuse_over"],
             suppress=None if self.suppress is None else len(self.suppress),
             only=self.only,
-            again=_go_on(self.results, self.contacts, options),
+            again=(
+                _go_on(self.results, self.contacts, options)
+                if options["ledger"] is None
+                else _same_again(self.file, options)
+            ),
+            ledger=None if options["ledger"] is None else str(options["ledger"]),
+            campaign=options["campaign"],
             also=[f"--{name.replace('_', '-')}" for name in _NOT_SHOWN if options[name]],
         )
 
@@ -198,6 +223,10 @@ _SAME = frozenset(
     "suppress deployment end max_attempts reattempt_wait pci countries allow_duplicates max_rows"
     " limit per timeout grace".split()
 )
+# What belongs to the file and not to what is left of it, when the same command goes on.
+_SAME_FILE = frozenset(
+    "ledger campaign skip_invalid refuse_over only results column encoding delimiter no_header".split()
+)
 _NOT_SHOWN = ("ani", "result_url", "email", "key_file", "netrc")
 
 
@@ -206,10 +235,20 @@ def _go_on(results: Path, contacts: ContactFile, options: dict[str, Any]) -> lis
     words = ["fuse-async", "dial", str(results), "--only", "not_sent"]
     if not contacts.is_found_by_itself:
         words += ["--column", contacts.columns[contacts.number]]
-    params = click.get_current_context().command.params
-    for param in params:
+    return words + _given(options, _SAME)
+
+
+def _same_again(file: str, options: dict[str, Any]) -> list[str]:
+    """Return the command itself, likewise."""
+    return ["fuse-async", "dial", file, *_given(options, _SAME | _SAME_FILE)]
+
+
+def _given(options: dict[str, Any], names: Set[str]) -> list[str]:
+    """Return those options as they were given, other than by default."""
+    words: list[str] = []
+    for param in click.get_current_context().command.params:
         value = options.get(param.name or "")
-        if param.name not in _SAME or value in (None, (), False) or value == param.default:
+        if param.name not in names or value in (None, (), False) or value == param.default:
             continue
         option = param.opts[0]
         if param.name == "deployment":
@@ -259,7 +298,7 @@ def _unconfirmed(output: Output, planned: Plan, file: str, yes: bool) -> Problem
         then = "Nothing was sent. Give --yes to dial without a question."
         if file == "-":
             happened = "The contacts came by standard input, so nobody can be asked there."
-    elif _typed(output, f"Type yes to dial {planned.accepted:,} numbers: ").lower() == "yes":
+    elif _typed(output, f"Type yes to dial {planned.to_dial:,} numbers: ").lower() == "yes":
         return None
     data = {"error": "unconfirmed", "placed": "no", "plan": planned.data()}
     return Problem(Exit.USAGE, "invalid", happened, then, data=data)
@@ -284,11 +323,14 @@ def _run(
     contacts = task.contacts
     if contacts.changed:
         raise ConfigurationError("The contact file was written to since it was planned.")
+    if options["ledger"] is not None:
+        # Before the results of an earlier run are written anew.
+        asyncio.run(_try(options["ledger"]))
     results = Results(
         task.results,
         contacts.columns,
         contacts.number,
-        replace=options["force"],
+        replace=task.replace,
         marked=not planned.is_ascii,
     )
     limiter = SlidingWindowLimiter(options["limit"], options["per"])
@@ -305,6 +347,7 @@ def _run(
         suppress=task.suppress,
         changed=lambda: contacts.changed,
         words=words,
+        campaign=options["campaign"],
     )
     meter = Meter(output, planned.rows, lambda: (uploads.done, uploads.counts))
     began = time.monotonic()
@@ -335,12 +378,14 @@ async def _dial(
     account: tuple[str, str],
 ) -> None:
     light = StopLight()
+    ledger = None if options["ledger"] is None else SqliteLedger(options["ledger"])
     signals.listen(light.signalled)
     fuse = FuseClient(
         *account,
         deployment=task.settings.deployment,
         numbers=task.settings.numbers,
         limiter=uploads.gate,
+        ledger=ledger,
         # What never left is tried again here, with its rows looked at once more.
         retry=RetryPolicy(attempts=1),
         timeout=options["timeout"],
@@ -355,6 +400,16 @@ async def _dial(
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_CLOSING):
                 await fuse.aclose(drain=0)
+        if ledger is not None:
+            # Where that fails it is taken for dead, which comes to the same.
+            with contextlib.suppress(FuseError):
+                await ledger.aclose()
+
+
+async def _try(path: Path) -> None:
+    """Open a ledger to write, creating it. Raises what is wrong with it."""
+    async with SqliteLedger(path) as ledger:
+        await ledger.row_key("", "")
 
 
 def _mark_as_begun() -> None:

@@ -26,6 +26,11 @@ class Gate:
         """Give the next request this slot."""
         self._taken.append(slot)
 
+    def take_back(self) -> None:
+        """Free a slot that was handed over for a request which turned out not to be needed."""
+        if self._taken:
+            self._taken.pop().give_back()
+
     def try_acquire(self) -> Slot | None:
         if self.is_shut:
             return None

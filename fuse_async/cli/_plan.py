@@ -6,12 +6,12 @@ Planning and dialling ask the same `Judge`, so that they cannot differ.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from typing import Any
 
 import attrs
 
-from fuse_async._batches import Assembler
+from fuse_async._batches import Assembler, Batch
 from fuse_async._bulk import Schedule
 from fuse_async._lists import MAX_BYTES
 from fuse_async._rows import Row, Rows
@@ -29,6 +29,8 @@ _LARGEST_LINE = 1 << 29
 
 # What an earlier run's results say of a row that may not be dialled again.
 _WAS_DIALLED = ("queued", "unknown")
+# With which outcomes in the ledger a row does not go out, as far as can be told now.
+_KEPT_BACK = ("queued", "unknown", "in_flight")
 
 
 @attrs.frozen
@@ -164,6 +166,14 @@ class Plan:
     is_ascii: bool = True
     kinds: Counter[str] = attrs.Factory(Counter)
     first_invalid: list[Entry] = attrs.Factory(list)
+    known: Counter[str] | None = (
+        None  # of those accepted, by outcome in the ledger; None: no ledger
+    )
+
+    @property
+    def to_dial(self) -> int:
+        """The rows that would go out: those accepted which the ledger does not keep back."""
+        return self.accepted - sum((self.known or {}).get(name, 0) for name in _KEPT_BACK)
 
     def seconds(self, limit: int, per: float) -> float:
         """Return how long the uploads take at the least: each answer comes at once."""
@@ -185,6 +195,7 @@ class Plan:
             "rows": self.rows,
             "blank": self.blank,
             "accepted": self.accepted,
+            **self._known_data(),
             "invalid": self.invalid,
             "duplicate": self.duplicates,
             "suppressed": self.suppressed,
@@ -199,15 +210,38 @@ class Plan:
             ],
         }
 
+    def _known_data(self) -> dict[str, Any]:
+        if self.known is None:
+            return {}
+        outcomes = (*_KEPT_BACK, "refused", "not_sent")
+        return {
+            "to_dial": self.to_dial,
+            "in_ledger": {name: self.known[name] for name in outcomes},
+        }
+
 
 def rows(number: int) -> str:
     """Return a number of rows in words."""
     return "1 row" if number == 1 else f"{number:,} rows"
 
 
-def plan(entries: Iterable[Entry], max_rows: int, max_bytes: int = MAX_BYTES) -> Plan:
-    """Add up what is to be done with the rows of a file."""
-    found = Plan()
+def plan(
+    entries: Iterable[Entry],
+    max_rows: int,
+    max_bytes: int = MAX_BYTES,
+    known: Callable[[PhoneNumber], str] | None = None,
+) -> Plan:
+    """Add up what is to be done with the rows of a file. `known` tells the outcome that a number
+    has in the ledger, "" if it has none."""
+    found = Plan() if known is None else Plan(known=Counter())
+    fresh: set[int | None] = set()  # lines of an upload to be, whose rows would go out
+
+    def uploads(batch: Batch | None) -> int:
+        lines = [] if batch is None else [row.line for row in batch.rows]
+        any_fresh = not fresh.isdisjoint(lines)
+        fresh.difference_update(lines)
+        return int(any_fresh)
+
     assembler = Assembler(max_rows, max_bytes)
     counts: Counter[str] = Counter()
     for entry in entries:
@@ -222,8 +256,13 @@ def plan(entries: Iterable[Entry], max_rows: int, max_bytes: int = MAX_BYTES) ->
         elif entry.row is not None:
             assert entry.call is not None
             found.without_ani += entry.call.phone_number.ani is None
-            found.uploads += assembler.add(entry.row) is not None
-    found.uploads += sum(1 for _ in assembler.rest())
+            before = "" if known is None else known(entry.call.phone_number)
+            if before and found.known is not None:
+                found.known[before] += 1
+            if before not in _KEPT_BACK:
+                fresh.add(entry.row.line)
+            found.uploads += uploads(assembler.add(entry.row))
+    found.uploads += sum(map(uploads, assembler.rest()))
     found.accepted = counts[""]
     found.invalid = counts["invalid"]
     found.duplicates = counts["duplicate"]

@@ -23,28 +23,34 @@ from typing import Any, Literal
 import attrs
 
 from fuse_async import (
+    ConfigurationError,
     Deleted,
     Forbidden,
     FuseClient,
     FuseError,
     InvalidCall,
     InvalidContacts,
+    KeyConflict,
     Limiter,
     MethodNotAllowed,
     NotFound,
     NotSent,
+    OutcomeUnknown,
     RowOutcome,
     Unauthorized,
 )
 from fuse_async._batches import Assembler, Batch
 from fuse_async._clock import wall
+from fuse_async._ledger_values import LedgerError
 from fuse_async._lists import MAX_BYTES
 from fuse_async.cli._gate import STOPPED, Gate, StopLight, first_of
 from fuse_async.cli._plan import ON_THE_LIST, Entry, contact
 from fuse_async.cli._results_file import Results
 from fuse_async.cli._suppress import SuppressList, Unreadable
 
-__all__ = ["Halt", "Unwritten", "Uploads"]
+__all__ = ["QUEUED_BEFORE", "Halt", "Unwritten", "Uploads"]
+
+QUEUED_BEFORE = "queued before: the ledger has the answer"
 
 _AT_ONCE = 4
 # An upload that never left is tried again, with its rows looked at again, after these pauses.
@@ -55,8 +61,9 @@ _FAILED = ("unknown", "refused", "not_sent")
 _ENDS_ALL = (Unauthorized, Forbidden, NotFound, MethodNotAllowed, Deleted)
 
 Why = Literal[
-    "signal", "refused", "suppress", "connect", "schedule", "file", "results", "unexpected"
-]
+    "signal", "refused", "suppress", "connect", "ledger", "schedule", "file", "results",
+    "unexpected",
+]  # fmt: skip
 
 
 @attrs.frozen
@@ -88,7 +95,8 @@ class Uploads:
 
     `counts` are the rows with each outcome so far, `done` is their sum, `why` are the reasons of
     those that were not queued. `words` turns an error
-    into the reason in the results. `shared` are the schedule's fields. Use it once.
+    into the reason in the results. `shared` are the schedule's fields. Of a `campaign` the client's
+    ledger knows who was called: `replayed` of the rows were queued before this run. Use it once.
     """
 
     def __init__(
@@ -102,6 +110,7 @@ class Uploads:
         suppress: SuppressList | None,
         changed: Callable[[], bool],
         words: Callable[[FuseError], str],
+        campaign: str | None = None,
     ) -> None:
         self._entries = entries
         self._results = results
@@ -112,6 +121,7 @@ class Uploads:
         self._suppress = suppress
         self._changed = changed
         self._words = words
+        self._campaign = campaign
         self._open: deque[Entry] = deque()  # rows that are not in the results yet, in order
         self._undecided = 0
         self._assembler = Assembler(max_rows, MAX_BYTES)
@@ -122,6 +132,7 @@ class Uploads:
         self.counts: Counter[str] = Counter()
         self.why: Counter[tuple[str, str]] = Counter()
         self.uploads = 0
+        self.replayed = 0
         self.halt: Halt | None = None
         self.failure: Exception | None = None
         self.unwritten: list[Unwritten] = []
@@ -287,6 +298,7 @@ class Uploads:
         try:
             result = await fuse.queue_calls(
                 map(contact, entries),
+                campaign=self._campaign,
                 on_invalid="skip",
                 on_duplicate="allow",  # the plan has looked, and this is one upload of many
                 max_rows=self._max_rows,
@@ -304,14 +316,19 @@ class Uploads:
             return
         errors = [receipt.error for receipt in result.batches if receipt.error is not None]
         error = errors[0] if errors else None
-        if result.not_sent < len(entries):
+        if any(map(_was_sent, result.rows)):
             self.uploads += 1
-        elif self._comes_again(upload, error):
-            return
+        else:
+            self.gate.take_back()
+            if result.not_sent == len(entries) and self._comes_again(upload, error):
+                return
         for entry, row in zip(entries, result.rows, strict=True):
             self._settle_as(entry, row)
         if isinstance(error, _ENDS_ALL):
             self.stop(Halt("refused", self._words(error), error))
+        failed = next((row.error for row in result.rows if _is_the_ledgers(row.error)), None)
+        if failed is not None:
+            self.stop(Halt("ledger", self._words(failed), failed))
         self.write()
 
     def _schedule(self) -> dict[str, Any]:
@@ -338,9 +355,19 @@ class Uploads:
     # -- the books -----------------------------------------------------------------------------
 
     def _settle_as(self, entry: Entry, row: RowOutcome) -> None:
+        reason = "" if row.error is None else self._words(row.error)
         if row.call is not None:
             entry.call_id, entry.id_match = row.call.call_id, row.call.id_match
-        self._settle(entry, row.outcome, "" if row.error is None else self._words(row.error))
+            if row.call.replayed and not entry.outcome:
+                self.replayed += 1
+                reason = QUEUED_BEFORE
+        if isinstance(row.error, KeyConflict):
+            # Not "not_sent": whoever dials those rows later must not ring this person twice.
+            reason = f"dialled in this campaign before, with another {_fields(row.error)}"
+            self.why["duplicate", reason] += 1
+            self._settle(entry, "duplicate", reason)
+        else:
+            self._settle(entry, row.outcome, reason)
 
     def _settle(self, entry: Entry, outcome: str, reason: str) -> None:
         if not entry.outcome:
@@ -397,3 +424,27 @@ class Uploads:
             if read == self._max_rows:
                 return True
         return bool(self._open)
+
+
+def _was_sent(row: RowOutcome) -> bool:
+    """Whether a request of this run carried the row."""
+    if row.call is not None:
+        return not row.call.replayed
+    return row.outcome in ("refused", "unknown") and row.error is not None and _left(row.error)
+
+
+def _left(error: FuseError) -> bool:
+    # What a ledger says of a row has no attempts.
+    return bool(error.attempts) or not isinstance(error, OutcomeUnknown)
+
+
+def _is_the_ledgers(error: FuseError | None) -> bool:
+    """Whether the ledger failed, so that no other upload would fare better."""
+    if isinstance(error, NotSent):
+        return error.reason == "ledger"
+    return isinstance(error, (ConfigurationError, LedgerError))
+
+
+def _fields(conflict: KeyConflict) -> str:
+    words = {"metadata": "set of variables"}
+    return " and ".join(words.get(name, name) for name in conflict.fields)

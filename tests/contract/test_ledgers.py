@@ -34,6 +34,7 @@ from fuse_async.ledger import (
 T = TypeVar("T")
 SHOP = Deployment(12, 34)
 DIGITS = "16175550101"
+# Where a commit costs nothing: no power cut is among these tests.
 FAST = "/dev/shm" if Path("/dev/shm").is_dir() else None
 
 
@@ -93,10 +94,11 @@ class Place:
 
 
 @pytest.fixture
-def place(kind: Kind, tmp_path: Path) -> Iterator[Place]:
-    place = Place(kind, tmp_path)
-    yield place
-    place.kill_all()
+def place(kind: Kind) -> Iterator[Place]:
+    with tempfile.TemporaryDirectory(dir=FAST) as folder:
+        place = Place(kind, Path(folder))
+        yield place
+        place.kill_all()
 
 
 def call(key: str = "order-1", **changes: Any) -> Claim:
@@ -268,8 +270,8 @@ async def test_settling_works_only_while_the_claim_is_ours(
         await place.here.settle([settled])
         (entry,) = await listed(place.here)
         assert (entry.outcome, entry.reason) == (outcome, "late")
-    elif outcome == "not_sent":
-        await place.here.settle([settled])  # nothing was sent, so there is nothing to tell
+    elif outcome == "not_sent" or outcome == state == "refused":
+        await place.here.settle([settled])  # nothing was sent, or the same again: no news
         assert await listed(place.here) == before
     else:
         with pytest.raises(NotRecorded) as caught:
@@ -512,7 +514,8 @@ async def test_cancelled_claim_leaves_the_key_free(place: Place) -> None:
         task = asyncio.create_task(claim(place.here, call(f"k{turns}"), None))
         for _ in range(turns):
             await asyncio.sleep(0)
-        task.cancel()
+        if not task.cancel():
+            return  # the ledger was quicker than that
         with pytest.raises(asyncio.CancelledError):
             await task
         assert isinstance(await claim(place.here, call(f"k{turns}"), None), Claimed)
