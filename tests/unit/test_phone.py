@@ -31,7 +31,7 @@ from fuse_async._phone import (
 from fuse_async.errors import ConfigurationError, InvalidCall
 
 PACKAGE = str(Path(fuse_async._phone.__file__).parent)
-SHARED_CASES = Path(__file__).parents[3] / "shared" / "cases"
+CASES = Path(__file__).parents[1] / "contacts" / "files"
 
 DEFAULT = NumberRules()
 KINDS = {
@@ -139,12 +139,11 @@ class TestReading:
         else:
             assert found.wire == f"tel:{expected}"
 
-    @pytest.mark.skipif(not SHARED_CASES.is_dir(), reason="the field files are not here")
     def test_the_cells_above_are_those_of_the_files(self) -> None:
-        table = (SHARED_CASES / "expected.tsv").read_text("utf-8").splitlines()
+        table = (CASES / "expected.tsv").read_text("utf-8").splitlines()
         results = {tuple(row.split("\t")[:2]): row.split("\t")[3] for row in table[1:]}
         for file, line, cell, expected in CELLS:
-            lines = (SHARED_CASES / file).read_text("utf-8").splitlines()
+            lines = (CASES / file).read_text("utf-8").splitlines()
             assert cell in lines[line - 1]
             assert results[file, str(line)] in (expected, "line 2")
 
