@@ -259,7 +259,7 @@ class FuseClient:
         `on_invalid`: ``"raise"`` raises `InvalidCalls`, which names every bad row, and sends
         nothing; ``"skip"`` reports bad rows as outcomes. `on_duplicate`: whether later rows for the
         same person (another caller ID is the same person, another `postd` is not) are reported as
-        duplicates or sent as well. `max_rows` (1 to 10,000) and `max_bytes` (1,000 to 2,000,000)
+        duplicates or sent as well. `max_rows` (1 to 10,000) and `max_bytes` (1,000 to 1,999,999)
         bound one upload; a small one keeps small what a lost answer leaves unknown. `timeout`:
         seconds for each upload with its waiting. `campaign` needs a ledger.
 

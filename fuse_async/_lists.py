@@ -48,7 +48,7 @@ MAX_ROWS = 1000
 # PHP's usual limit is 2 MB, over which a file arrives empty without an error [tried].
 MAX_BYTES = 1_900_000
 _MOST_ROWS = 10_000
-_MOST_BYTES = 2_000_000
+_MOST_BYTES = 1_999_999
 _ATTEMPT_TIMEOUT = 300.0
 # Outcomes are made in portions, so that 10,000 of them do not hold up the loop.
 _PORTION = 1000
@@ -228,13 +228,12 @@ class Lists:
             if engine.keeper is None:
                 sent = await self.carry(ticket, batch, deployment)
             else:
-                sent = await self._kept(engine.keeper, ticket, batch, deployment, campaign)
+                sent = await self._kept(engine.keeper, ticket, batch, deployment, campaign, halt)
         except BaseException as given_up:
             engine.ended(ticket, outcome_if_given_up(ticket), error=given_up, rows=rows)
             raise
         if sent.stops:
-            # Here and now: the slot that just came free must not go to the next batch.
-            halt.stop(f"An earlier batch ended the list: {type(sent.error).__name__}.")
+            _stop(sent, halt)
         elif (
             halt.text is not None
             and isinstance(sent.error, NotSent)
@@ -270,6 +269,7 @@ class Lists:
         batch: Batch,
         deployment: Deployment,
         campaign: str | None,
+        halt: Halt,
     ) -> Sent:
         """Upload those rows of a batch whose keys are ours, and say of the others what is known.
 
@@ -303,6 +303,8 @@ class Lists:
                 keeper.hold(ticket, [held for _, held in ours], as_list=True)
                 ticket.worst = None  # of the part before
                 sent = await self.carry(ticket, part, deployment)
+                if sent.stops:
+                    _stop(sent, halt)
                 await keeper.write(
                     [
                         (held, outcome.call or outcome.error or NotSent("", reason="stopped"))
@@ -386,6 +388,11 @@ class Lists:
             if len(outcomes) % _PORTION == 0:
                 await asyncio.sleep(0)
         return Sent(tuple(outcomes), error)
+
+
+def _stop(sent: Sent, halt: Halt) -> None:
+    # Without waiting for anything: the slot that just came free must not go to the next batch.
+    halt.stop(f"An earlier batch ended the list: {type(sent.error).__name__}.")
 
 
 def _as_known(row: Row, answer: QueuedCall | FuseError) -> RowOutcome:

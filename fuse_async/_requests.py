@@ -7,7 +7,7 @@ answers there) makes of a body was tried, not documented.
 from __future__ import annotations
 
 import json
-import os
+import secrets
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import quote, quote_plus, unquote, unquote_plus, urlencode, urlsplit
@@ -95,7 +95,7 @@ def multipart(parts: list[bytes]) -> tuple[str, bytes]:
     while True:
         # A random boundary cannot be foreseen by whoever chose the values; that it is not in
         # them is checked all the same, since a part that ends early would be another call.
-        boundary = os.urandom(16).hex()
+        boundary = secrets.token_hex(16)
         mark = boundary.encode()
         content = (b"\r\n--" + mark + b"\r\n").join(parts)
         if content.count(mark) == len(parts) - 1:
