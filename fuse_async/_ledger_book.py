@@ -15,7 +15,6 @@ from fuse_async._ledger_jobs import (
     INTERRUPTED,
     ClaimJob,
     CloseJob,
-    Facts,
     ForgetJob,
     Job,
     SendingJob,
@@ -30,7 +29,7 @@ from fuse_async._ledger_locks import (
     remove_dead,
 )
 from fuse_async._ledger_schema import cause, connect, prepare, shown
-from fuse_async._ledger_values import LedgerError, NotRecorded
+from fuse_async._ledger_values import Facts, LedgerError, NotRecorded
 from fuse_async.errors import ConfigurationError, FuseError, NotSent
 
 __all__ = ["Book", "failure_of"]

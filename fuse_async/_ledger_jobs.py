@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections.abc import Sequence
-from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 from fuse_async._clock import Timer, wall
@@ -43,7 +42,6 @@ __all__ = [
     "INTERRUPTED",
     "ClaimJob",
     "CloseJob",
-    "Facts",
     "ForgetJob",
     "Job",
     "OpenJob",
@@ -116,33 +114,6 @@ class OpenJob(Job):
 
     def committed(self, book: Book) -> None:
         self.result = book.secret
-
-
-class Facts:
-    """Keyed hashes of what is compared when a key comes again, eight bytes for each."""
-
-    def __init__(self, secret: bytes) -> None:
-        # Copying a started hash is cheaper than starting one.
-        self._number, self._postd, self._metadata = (
-            blake2b(digest_size=8, key=secret, person=what)
-            for what in (b"number", b"postd", b"metadata")
-        )
-
-    def of(self, claim: Claim) -> bytes:
-        """Return the hashes of number, `postd` and metadata; zeros where there is none."""
-        number = self._number.copy()
-        number.update(claim.digits.encode("utf-8", "surrogatepass"))
-        found = number.digest()
-        if claim.postd is None and claim.metadata is None:
-            return found + bytes(16)
-        for start, value in ((self._postd, claim.postd), (self._metadata, claim.metadata)):
-            if value is None:
-                found += bytes(8)
-            else:
-                hashed = start.copy()
-                hashed.update(value.encode("utf-8", "surrogatepass"))
-                found += hashed.digest()
-        return found
 
 
 _INSERT = (

@@ -166,11 +166,12 @@ def connect_to_read(path: Path, busy: float) -> sqlite3.Connection | None:
     connection = _reading(address, busy)
     try:
         found = version_of(connection, path)
-    except sqlite3.OperationalError:
+    except sqlite3.OperationalError as error:
         connection.close()
-        # A copy in a folder that nobody may write to: nothing can change it, unless its last
-        # transactions are still in a file of their own.
-        if path.with_name(f"{path.name}-wal").exists() or os.access(path.parent, os.W_OK):
+        # In a folder that we may not write to, SQLite cannot make the memory that readers and
+        # writers share. With no writer, whose file of its own would be there, it needs none.
+        shares = error.sqlite_errorname.startswith(("SQLITE_READONLY", "SQLITE_CANTOPEN"))
+        if not shares or path.with_name(f"{path.name}-wal").exists():
             raise
         connection = _reading(f"{address}&immutable=1", busy)
         found = version_of(connection, path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hashlib import blake2b
 from typing import Any, Literal
 
 import attrs
@@ -14,6 +15,7 @@ __all__ = [
     "Claimed",
     "Entry",
     "EntryOutcome",
+    "Facts",
     "IdMatch",
     "LedgerError",
     "NotRecorded",
@@ -115,6 +117,33 @@ class Entry:
     deployment: Deployment | None = None
     number: str | None = attrs.field(default=None, repr=_shown_number)
     postd: str | None = attrs.field(default=None, repr=_hidden)
+
+
+class Facts:
+    """Keyed hashes of what is compared when a key comes again, eight bytes for each."""
+
+    def __init__(self, secret: bytes) -> None:
+        # Copying a started hash is cheaper than starting one.
+        self._number, self._postd, self._metadata = (
+            blake2b(digest_size=8, key=secret, person=what)
+            for what in (b"number", b"postd", b"metadata")
+        )
+
+    def of(self, claim: Claim) -> bytes:
+        """Return the hashes of number, `postd` and metadata; zeros where there is none."""
+        number = self._number.copy()
+        number.update(claim.digits.encode("utf-8", "surrogatepass"))
+        found = number.digest()
+        if claim.postd is None and claim.metadata is None:
+            return found + bytes(16)
+        for start, value in ((self._postd, claim.postd), (self._metadata, claim.metadata)):
+            if value is None:
+                found += bytes(8)
+            else:
+                hashed = start.copy()
+                hashed.update(value.encode("utf-8", "surrogatepass"))
+                found += hashed.digest()
+        return found
 
 
 class LedgerError(FuseError):

@@ -440,11 +440,15 @@ class SlidingWindowLimiter:
         place -= self._free
         if place < 0:
             first = start
-        elif place < len(self._cooling):
-            first = max(start, self._cooling[place])
         else:
-            first = max(start, now + self._per)
-        return first + rounds * self._per
+            # A slot that cools for long is passed by one that is in flight, or that goes now.
+            if self._in_flight:
+                first = now + self._per
+            else:
+                first = self._per + (start if self._free else max(start, self._cooling[0]))
+            if place < len(self._cooling):
+                first = min(first, self._cooling[place])
+        return max(start, first) + rounds * self._per
 
     # -- time ----------------------------------------------------------------------------------
 

@@ -118,7 +118,11 @@ class Singles:
         claim = claim_of(
             call.key, deployment, number.digits, number.postd, metadata_text(call.metadata)
         )
-        (found,) = await keeper.claim(ticket, [claim])
+        try:
+            (found,) = await keeper.claim(ticket, [claim])
+        except FuseError as error:
+            error.key, error.tag = call.key, call.tag
+            raise
         if isinstance(found, Claimed):
             return found
         self._engine.runner.close(ticket)

@@ -15,7 +15,7 @@ _NEEDS = ("click", "rich")
 _BARE_HELP = """\
 Usage: fuse-async [OPTIONS] COMMAND [ARGS]...
 
-  Queue outbound phone calls at Plum Voice Fuse: demo, queue, dial, status, cancel, sandbox.
+  Queue outbound phone calls at Plum Voice Fuse: demo, queue, dial, ledger, status, cancel, sandbox.
 
 """
 

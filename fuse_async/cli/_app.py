@@ -13,6 +13,7 @@ from fuse_async.cli._calls import cancel, queue, status
 from fuse_async.cli._demo import demo
 from fuse_async.cli._dial import dial
 from fuse_async.cli._exit import Exit
+from fuse_async.cli._ledger import ledger
 from fuse_async.cli._options import examples
 from fuse_async.cli._output import Output, Problem
 from fuse_async.cli._sandbox import sandbox
@@ -52,7 +53,7 @@ def app() -> None:
     """Queue outbound phone calls at Plum Voice Fuse, safely."""
 
 
-for _command in (demo, queue, dial, status, cancel, sandbox):
+for _command in (demo, queue, dial, ledger, status, cancel, sandbox):
     app.add_command(_command)
 
 
@@ -98,7 +99,9 @@ def _usage(error: click.UsageError) -> Problem:
         # A stray word may be half of a number, or a key that somebody tried to pass.
         happened = f"{found[0]}. Put a number with spaces into quotes."
         if found[0].endswith("command"):
-            happened = f"{found[0]}. There are: {', '.join(app.commands)}."
+            group = app if context is None else context.command
+            names = group.commands if isinstance(group, click.Group) else app.commands
+            happened = f"{found[0]}. There are: {', '.join(names)}."
     return Problem(
         Exit.USAGE,
         "invalid",

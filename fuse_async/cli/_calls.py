@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -37,6 +39,7 @@ __all__ = ["cancel", "queue", "status"]
         "fuse-async queue '+1 617 555 0101' --ani 8005550199 --deployment 12/34",
         "fuse-async queue 6175550101 --var first_name=Ana --start 2030-01-31T09:00:00-05:00",
         """fuse-async queue 6175550101 --metadata '{"first_name": "Ana"}' --json""",
+        "fuse-async queue 6175550101 --ledger calls.db --key order-1   # once, however often run",
     )
 )
 @click.argument("number")
@@ -80,6 +83,19 @@ __all__ = ["cancel", "queue", "status"]
 )
 @click.option("--tag", metavar="TEXT", help="A label of yours, repeated in the output. Not sent.")
 @click.option(
+    "--ledger",
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    help="Remember in this file what was queued; made if it is not there. Needs --key.",
+)
+@click.option(
+    "--key",
+    metavar="NAME",
+    allow_from_autoenv=False,
+    help="With --ledger: your name for this call, as order-1 (not the developer key). The same one"
+    " again does not dial again, and prints the first answer.",
+)
+@click.option(
     "--deployment",
     type=DEPLOYMENT,
     metavar="APP/DEPLOYMENT",
@@ -94,6 +110,8 @@ def queue(
     variables: tuple[str, ...],
     ani: str | None,
     countries: tuple[str, ...],
+    ledger: Path | None,
+    key: str | None,
     deployment: tuple[int, int] | None,
     timeout: float,
     email: str | None,
@@ -110,11 +128,12 @@ def queue(
     Do not loop over this command for a list: Fuse warns that a loop of single calls can make all
     calls fail.
     """
-    from fuse_async import NumberRules, PhoneNumber
-    from fuse_async.cli._perform import client, perform
+    from fuse_async import NumberRules, PhoneNumber, SqliteLedger
+    from fuse_async.cli._perform import client, closing, perform
     from fuse_async.models import Call
 
     output = Output(as_json=as_json)
+    _check_key(ledger, key)
     words = _metadata(metadata, variables)
     dialled = number if ani is None else f"{number};ani={_plain_ani(ani)}"
     fields["is_pci"] = fields.pop("pci") or None
@@ -122,21 +141,39 @@ def queue(
 
     async def work(journal: Journal) -> tuple[QueuedCall, Call]:
         rules = NumberRules({"US", "CA", *countries})
-        call = Call(PhoneNumber.parse(dialled, rules), metadata=words, **fields)
-        fuse = client(Account(email, key_file, netrc), output, journal, timeout, rules)
-        async with fuse:
+        call = Call(PhoneNumber.parse(dialled, rules), metadata=words, key=key, **fields)
+        account = Account(email, key_file, netrc)
+        async with contextlib.AsyncExitStack() as stack:
+            book = None
+            if ledger is not None:
+                book = await stack.enter_async_context(closing(SqliteLedger(ledger)))
+            fuse = client(account, output, journal, timeout, rules, book)
+            await stack.enter_async_context(fuse)
             return await fuse.queue_call(call, deployment=deployment), call
 
     def show(result: tuple[QueuedCall, Call]) -> None:
         queued, call = result
         if call.phone_number.ani is None:
             output.note("Note: no caller ID was given (--ani); carriers may block the call.")
-        output.result(_queued_data(queued, output), _queued_lines(queued, call))
+        output.result(_queued_data(queued, output, key), _queued_lines(queued, call))
 
     perform(output, "queue", work, show)
 
 
 _FIELDS = {"start": "start_timestamp", "end": "end_timestamp"}
+
+
+def _check_key(ledger: Path | None, key: str | None) -> None:
+    if key is not None and ledger is None:
+        raise click.UsageError(
+            "--key needs a file that remembers what was queued: add --ledger calls.db."
+        )
+    if ledger is not None and key is None:
+        raise click.UsageError("--ledger needs a name for this call: add --key, as order-1.")
+    if key is not None and key == os.environ.get("FUSE_DEVELOPER_KEY"):
+        raise click.BadParameter(
+            "that is the developer key, which is never an argument", param_hint="'--key'"
+        )
 
 
 def _plain_ani(ani: str) -> str:
@@ -183,7 +220,8 @@ def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _queued_data(queued: QueuedCall, output: Output) -> dict[str, object]:
+def _queued_data(queued: QueuedCall, output: Output, key: str | None) -> dict[str, object]:
+    kept = {} if key is None else {"key": output.clean(key), "replayed": queued.replayed}
     return {
         "ok": True,
         "outcome": "queued",
@@ -194,11 +232,17 @@ def _queued_data(queued: QueuedCall, output: Output) -> dict[str, object]:
         "via": queued.via,
         "id_match": queued.id_match,
         "tag": None if queued.tag is None else output.clean(queued.tag),
+        **kept,
     }
 
 
 def _queued_lines(queued: QueuedCall, call: Call) -> list[str]:
     lines = [f"Queued as call {queued.call_id}, to {call.phone_number}."]
+    if queued.replayed:
+        lines = [
+            f"Queued before under this key, as call {queued.call_id}, to {call.phone_number}.",
+            "Nothing was sent now: this is the first answer, from the ledger.",
+        ]
     if queued.call_id is not None:
         lines.append(f"To follow it: fuse-async status {queued.call_id}")
     return lines

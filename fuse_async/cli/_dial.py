@@ -84,7 +84,7 @@ class EncodingType(_Type):
         "fuse-async dial contacts.csv --ani 8005550199 --suppress do-not-call.txt",
         "fuse-async dial contacts.csv --skip-invalid --refuse-over 5% --yes --json",
         "fuse-async dial contacts.results.csv --only not_sent     # go on where it stopped",
-        "fuse-async dial contacts.csv --ledger calls.db --campaign june   # the same command goes on",
+        "fuse-async dial contacts.csv --ledger calls.db --campaign june   # also goes on",
     ),
 )
 @click.argument("file", metavar="FILE")

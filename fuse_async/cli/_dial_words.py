@@ -162,7 +162,7 @@ def plan_lines(plan: Plan, setting: Setting) -> list[tuple[str, ...]]:
 
 def _known(plan: Plan) -> str:
     """Return how many rows are not dialled again, and why."""
-    known = plan.known or {}
+    known: Mapping[str, int] = plan.known or {}
     words = {
         "queued": "already queued",
         "unknown": "unknown, which are not dialled again",
@@ -377,7 +377,7 @@ def problem_of(error: FuseError | Unreadable) -> Problem:
     code = Exit.USAGE if isinstance(error, Unreadable) else exit_of(error)
     outcome = "invalid"
     if isinstance(error, (LedgerError, NotSent)):
-        code, outcome = Exit.NOT_SENT, "not_sent"
+        outcome = "not_sent"
     happened = str(error) if isinstance(error, Unreadable) else reason_of(error)
     data: dict[str, object] = {
         "error": type(error).__name__,

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import sys
 import time
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -71,6 +71,8 @@ def plan_and_dial(output: Output, signals: Signals, file: str, options: dict[str
             task.entries(), options["max_rows"], known=None if known is None else known.outcome
         )
         planned.blank = task.contacts.blank
+        if known is not None:
+            known.close()
         if not planned.rows:
             raise InvalidContacts(
                 "The file has the names of columns and no contact.", kind="no_contacts"
@@ -225,7 +227,8 @@ _SAME = frozenset(
 )
 # What belongs to the file and not to what is left of it, when the same command goes on.
 _SAME_FILE = frozenset(
-    "ledger campaign skip_invalid refuse_over only results column encoding delimiter no_header".split()
+    "ledger campaign skip_invalid refuse_over only results column encoding delimiter"
+    " no_header".split()
 )
 _NOT_SHOWN = ("ani", "result_url", "email", "key_file", "netrc")
 
@@ -243,7 +246,7 @@ def _same_again(file: str, options: dict[str, Any]) -> list[str]:
     return ["fuse-async", "dial", file, *_given(options, _SAME | _SAME_FILE)]
 
 
-def _given(options: dict[str, Any], names: Set[str]) -> list[str]:
+def _given(options: dict[str, Any], names: Collection[str]) -> list[str]:
     """Return those options as they were given, other than by default."""
     words: list[str] = []
     for param in click.get_current_context().command.params:
@@ -326,6 +329,9 @@ def _run(
     if options["ledger"] is not None:
         # Before the results of an earlier run are written anew.
         asyncio.run(_try(options["ledger"]))
+        if task.replace and not options["force"]:
+            # Not emptied: a process that is still writing to it must not write into the new one.
+            task.results.unlink(missing_ok=True)
     results = Results(
         task.results,
         contacts.columns,

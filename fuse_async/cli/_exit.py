@@ -35,8 +35,10 @@ class Exit(enum.IntEnum):
 
 def exit_of(error: FuseError) -> Exit:
     """Return the code for an error of the library."""
-    from fuse_async import errors
+    from fuse_async import LedgerError, NotRecorded, errors
 
+    if isinstance(error, LedgerError):
+        return Exit.UNKNOWN if isinstance(error, NotRecorded) else Exit.NOT_SENT
     if isinstance(error, errors.OutcomeUnknown):
         return Exit.UNKNOWN
     if isinstance(error, errors.Answered):

@@ -7,17 +7,18 @@ a row is dialled is the ledger's own answer, at the moment when its upload claim
 from __future__ import annotations
 
 import os
-import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from fuse_async._ledger_book import BUSY_TIMEOUT
 from fuse_async._ledger_locks import is_alive
 from fuse_async._ledger_reader import _failed, _outcome_of
 from fuse_async._ledger_schema import connect_to_read
 from fuse_async.cli._contact_file import ContactFile
-from fuse_async.errors import FuseError
+from fuse_async.errors import ConfigurationError, FuseError
 from fuse_async.ledger import _row_key
 from fuse_async.models import NumberRules, PhoneNumber
 
@@ -25,6 +26,7 @@ __all__ = ["DONE", "Known", "is_in_the_ledger"]
 
 # The outcomes of rows that are not dialled again.
 DONE = ("queued", "unknown")
+_BEING_MADE = 0.3  # seconds
 
 
 class Known:
@@ -37,11 +39,11 @@ class Known:
     def __init__(self, path: Path, campaign: str) -> None:
         self._path = Path(os.path.realpath(path))
         self._campaign = campaign
-        self._connection: sqlite3.Connection | None = None
+        self._connection: Any = None
         self._secret = b""
         self._alive: dict[int, bool] = {}
         with self._told():
-            self._connection = connect_to_read(self._path, BUSY_TIMEOUT)
+            self._connection = self._opened()
         if self._connection is None:
             return
         try:
@@ -74,12 +76,23 @@ class Known:
             self._connection.close()
             self._connection = None
 
+    def _opened(self) -> Any:
+        try:
+            return connect_to_read(self._path, BUSY_TIMEOUT)
+        except ConfigurationError:
+            # A ledger that another process makes at this moment looks like none while it does.
+            time.sleep(_BEING_MADE)
+            return connect_to_read(self._path, BUSY_TIMEOUT)
+
     @contextmanager
     def _told(self) -> Iterator[None]:
         try:
             yield
-        except (sqlite3.Error, OSError) as error:
-            raise _failed(self._path, error) from None
+        except Exception as error:
+            # The ledger's own modules are the only ones that load sqlite3.
+            if isinstance(error, OSError) or type(error).__module__ == "sqlite3":
+                raise _failed(self._path, error) from None
+            raise
 
 
 def is_in_the_ledger(results: Path, known: Known, rules: NumberRules) -> bool:

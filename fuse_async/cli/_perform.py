@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, Literal, TypeVar
 
 import click
@@ -17,8 +17,11 @@ from fuse_async import (
     FuseClient,
     FuseError,
     InvalidCall,
+    Ledger,
     NumberRules,
+    OutcomeUnknown,
     Placed,
+    SqliteLedger,
 )
 from fuse_async._settings import DEFAULT_BASE_URL
 from fuse_async.cli._credentials import Account, credentials, host_of
@@ -64,6 +67,10 @@ _LOOK_FIRST: dict[Doing, str] = {
     "cancel": "Look at the calls' states before you cancel again: calls queued in between would be"
     " cancelled too.",
 }
+_TELL_THE_LEDGER = (
+    "Look for the call in Fuse's call logs, or wait for its result callback; then tell the ledger"
+    " what became of it with fuse-async ledger resolve. The same key is not dialled before."
+)
 _NEXT = {
     Exit.USAGE: "Correct it and run the command again.",
     Exit.REFUSED: "Fuse would refuse the same again: correct it first.",
@@ -90,6 +97,8 @@ _IN_A_SHELL = (
     ),
     ("or pass email and developer_key", "or give --key-file or --netrc"),
     ("base_url", "FUSE_BASE_URL"),
+    ("hand the call in again", "run the command again"),
+    ("Give each call a key of its own.", "Give each call a --key of its own."),
 )
 
 
@@ -130,12 +139,25 @@ def client(
     journal: Journal,
     timeout: float,
     numbers: NumberRules = _RULES,
+    ledger: Ledger | None = None,
 ) -> FuseClient:
     """Return a client for one command. The key is hidden from all output from here on."""
     host = host_of(os.environ.get("FUSE_BASE_URL") or DEFAULT_BASE_URL)
     email, key = credentials(account, host)
     output.hide(key)
-    return FuseClient(email, key, timeout=timeout, numbers=numbers, listeners=[journal])
+    return FuseClient(
+        email, key, timeout=timeout, numbers=numbers, listeners=[journal], ledger=ledger
+    )
+
+
+@contextlib.asynccontextmanager
+async def closing(ledger: SqliteLedger) -> AsyncIterator[SqliteLedger]:
+    """Close `ledger` at the end; where that fails others take it for dead, which is the same."""
+    try:
+        yield ledger
+    finally:
+        with contextlib.suppress(FuseError):
+            await ledger.aclose()
 
 
 def perform(
@@ -192,6 +214,8 @@ def _failed(doing: Doing, error: FuseError) -> Problem:
         then = f"{then} Nothing was sent.".strip()
     if doing == "queue" and code is Exit.UNKNOWN:
         then = _LOOK_FIRST[doing]
+        if isinstance(error, OutcomeUnknown) and error.key is not None:
+            then = _TELL_THE_LEDGER
     if error.attempts:
         answers = ", ".join(attempt.cause for attempt in error.attempts)
         count = "1 attempt" if len(error.attempts) == 1 else f"{len(error.attempts)} attempts"

@@ -171,9 +171,13 @@ class Plan:
     )
 
     @property
+    def _known(self) -> Counter[str]:
+        return Counter() if self.known is None else self.known
+
+    @property
     def to_dial(self) -> int:
         """The rows that would go out: those accepted which the ledger does not keep back."""
-        return self.accepted - sum((self.known or {}).get(name, 0) for name in _KEPT_BACK)
+        return self.accepted - sum(self._known[name] for name in _KEPT_BACK)
 
     def seconds(self, limit: int, per: float) -> float:
         """Return how long the uploads take at the least: each answer comes at once."""

@@ -316,13 +316,15 @@ class Uploads:
             return
         errors = [receipt.error for receipt in result.batches if receipt.error is not None]
         error = errors[0] if errors else None
-        if any(map(_was_sent, result.rows)):
-            self.uploads += 1
-        else:
+        rows = list(zip(entries, result.rows, strict=True))
+        if all(map(_is_known, result.rows)):
             self.gate.take_back()
-            if result.not_sent == len(entries) and self._comes_again(upload, error):
-                return
-        for entry, row in zip(entries, result.rows, strict=True):
+        elif any(row.outcome != "not_sent" and not _is_known(row) for row in result.rows):
+            self.uploads += 1
+        elif self._comes_again(upload, error):
+            upload.entries = [entry for entry, row in rows if not _is_known(row)]
+            rows = [(entry, row) for entry, row in rows if _is_known(row)]
+        for entry, row in rows:
             self._settle_as(entry, row)
         if isinstance(error, _ENDS_ALL):
             self.stop(Halt("refused", self._words(error), error))
@@ -426,16 +428,13 @@ class Uploads:
         return bool(self._open)
 
 
-def _was_sent(row: RowOutcome) -> bool:
-    """Whether a request of this run carried the row."""
+def _is_known(row: RowOutcome) -> bool:
+    """Whether it is the ledger's answer, so that there was nothing to send for this row."""
     if row.call is not None:
-        return not row.call.replayed
-    return row.outcome in ("refused", "unknown") and row.error is not None and _left(row.error)
-
-
-def _left(error: FuseError) -> bool:
-    # What a ledger says of a row has no attempts.
-    return bool(error.attempts) or not isinstance(error, OutcomeUnknown)
+        return row.call.replayed
+    # Of a request of ours that was lost, the error has the attempts.
+    is_old = isinstance(row.error, OutcomeUnknown) and not row.error.attempts
+    return is_old or isinstance(row.error, KeyConflict)
 
 
 def _is_the_ledgers(error: FuseError | None) -> bool:

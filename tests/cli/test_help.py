@@ -50,7 +50,11 @@ def test_no_option_takes_the_key() -> None:
         name for command in app.commands.values() for one in command.params for name in one.opts
     }
     assert "--key-file" in names
-    assert not names & {"--key", "--developer-key", "--password", "--user"}
+    assert not names & {"--developer-key", "--password", "--user"}
+    # `queue --key` is a call's own name.
+    assert [
+        name for name, one in app.commands.items() for it in one.params if "--key" in it.opts
+    ] == ["queue"]
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -133,6 +137,8 @@ CODES = {
     "KeyConflict": Exit.USAGE,
     "SingleCallLoop": Exit.NOT_SENT,
     "NotSent": Exit.NOT_SENT,
+    "LedgerError": Exit.NOT_SENT,
+    "NotRecorded": Exit.UNKNOWN,
     "OutcomeUnknown": Exit.UNKNOWN,
     "NoAnswer": Exit.NO_ANSWER,
     "StillPending": Exit.UNEXPECTED,

@@ -48,8 +48,8 @@ async def test_real_timer_fires_not_before_its_time_and_can_be_cancelled() -> No
     due = SYSTEM_CLOCK.now() + 0.01
     SYSTEM_CLOCK.call_at(due, done.set)
     await asyncio.wait_for(done.wait(), 10)
-    # A loop may fire as much as the resolution of its own clock too early.
-    assert SYSTEM_CLOCK.now() >= due - time.get_clock_info("monotonic").resolution - 1e-6
+    # A loop may fire as much as the resolution of its own timers too early: 1 ms under uvloop.
+    assert SYSTEM_CLOCK.now() >= due - 0.0011
     assert fired == ["past"]
 
 
@@ -135,7 +135,11 @@ async def test_hand_clock_cancelled_sleep_ends_and_leaves_no_timer() -> None:
     timer.fire()
     await clock.settle()
     assert task.cancelled()
-    await clock.advance(2.0)
+    other = asyncio.ensure_future(clock.sleep(1.0))
+    await clock.settle()
+    other.cancel()
+    await clock.settle()
+    assert clock._timers[-1][2]._callback is None
 
 
 async def test_hand_clock_that_jumps_fires_late_timers_at_the_new_instant() -> None:

@@ -25,6 +25,8 @@ def test_outside_of_a_loop_nothing_happens() -> None:
     place = home()
     assert place.enter() is False
     assert place.loop is None
+    asyncio.run(entered(place))
+    assert place.enter() is False
 
 
 async def test_first_use_binds_and_the_next_ones_find_it_so() -> None:
