@@ -6,6 +6,8 @@
         call = await fuse.queue_call("tel:+16175550101;ani=8005550199")
 """
 
+import logging as _logging
+
 from fuse_async._batches import BatchStream
 from fuse_async._client import FuseClient
 from fuse_async._events import (
@@ -136,6 +138,9 @@ __all__ = [
     "Unauthorized",
     "__version__",
 ]
+
+# A program that sets up no logging hears nothing of ours on its stderr.
+_logging.getLogger(__name__).addHandler(_logging.NullHandler())
 
 # Where people import them from is where they are: tracebacks, docs and pickles say so.
 for _name in __all__:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import warnings
 from collections.abc import AsyncIterable, Coroutine, Iterable, Mapping
@@ -106,12 +107,15 @@ class FuseClient:
     `attempt_timeout`: seconds for one request (30).
     `accept`: the form in which Fuse is asked to answer; both are understood anyway.
     `session`: only its connector is borrowed; it stays yours to close.
+    `ani`: the caller ID of all calls that bring none of their own; Fuse has no default for it.
     `listeners`: told of what happens, see `Listener`. `trust_env`: use the environment's proxy.
     `clock`: for tests.
 
     May be made outside of a loop. Use it in one loop at a time, and close it: ``async with``, or
     `aclose`. Raises `ConfigurationError` for settings that are missing or make no sense.
     """
+
+    _engine: Engine | None = None  # for __del__, should __init__ raise
 
     def __init__(
         self,
@@ -130,11 +134,18 @@ class FuseClient:
         accept: Literal["json", "xml"] = "json",
         session: aiohttp.ClientSession | None = None,
         listeners: Iterable[Listener] = (),
+        ani: str | None = None,
         trust_env: bool = False,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        self._engine: Engine | None = None  # for __del__, should the next line raise
-        settings = read_settings(email, developer_key, deployment, base_url, numbers)
+        for name, given, kind in (
+            ("guard", guard, SingleCallGuard),
+            ("retry", retry, RetryPolicy),
+            ("numbers", numbers, NumberRules),
+        ):
+            if not isinstance(given, kind):
+                raise ConfigurationError(f"{name} must be a {kind.__name__}.")
+        settings = read_settings(email, developer_key, deployment, base_url, numbers, ani=ani)
         if accept not in ("json", "xml"):
             raise ConfigurationError('accept must be "json" or "xml".')
         check_seconds("timeout", timeout)
@@ -226,6 +237,11 @@ class FuseClient:
         if problem is not None:
             problem.key, problem.tag = call.key, call.tag
             raise problem
+        ani = engine.settings.ani
+        if ani is not None and call.phone_number.ani is None:
+            # A copy, and not evolve, which would check anew what was right when it was built.
+            call = copy.copy(call)
+            object.__setattr__(call, "phone_number", attrs.evolve(call.phone_number, ani=ani))
         if call.key is not None and engine.keeper is None:
             raise ConfigurationError("A key needs a ledger to remember it.", hint=NEEDS_LEDGER)
         deployment = engine.deployment(given.deployment)

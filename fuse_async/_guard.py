@@ -169,7 +169,9 @@ class LoopWatch:
             return None
         self._warned.add(place)
         limit = (
-            "" if guard.refuse_after is None else f" After {guard.refuse_after} they are refused."
+            ""
+            if guard.refuse_after is None
+            else f" More than {guard.refuse_after} in that time are refused."
         )
         return (
             f"{count + 1} single calls were queued within {guard.window:g} s, this one from this"

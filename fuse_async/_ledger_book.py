@@ -71,6 +71,7 @@ class Book:
         self.held: dict[int, int] = {}
         # What was read or made in transactions; void after one that was rolled back.
         self._campaigns: dict[str, int] = {}
+        self._names: dict[int, str] = {}
         self._tokens: dict[int, str | None] = {}
         self._buried: list[str] = []
         # Outcomes that could not be written yet: written first in each later transaction.
@@ -95,9 +96,13 @@ class Book:
             self._campaigns[name] = found
         return found
 
-    def campaign_names(self, connection: sqlite3.Connection) -> dict[int, str]:
-        """Return the names of all campaigns by id."""
-        return dict(connection.execute("SELECT id, name FROM campaigns"))
+    def campaign_name(self, connection: sqlite3.Connection, number: int | None) -> str | None:
+        """Return a campaign's name."""
+        if number is None:
+            return None
+        if number not in self._names:
+            self._names.update(connection.execute("SELECT id, name FROM campaigns"))
+        return self._names.get(number)
 
     def next_batch(self, connection: sqlite3.Connection, name: str) -> int:
         """Return the number of a campaign's next upload."""
@@ -246,6 +251,7 @@ class Book:
             with contextlib.suppress(sqlite3.Error):
                 connection.execute("ROLLBACK")
         self._campaigns.clear()
+        self._names.clear()
         self._tokens.clear()
         self._buried.clear()
 

@@ -58,9 +58,9 @@ INTERRUPTED = "interrupted"
 _CODES = {word: code for code, word in STATES.items()}
 
 
-def entry_of(row: Sequence[Any], campaigns: dict[int, str], outcome: EntryOutcome) -> Entry:
-    """Return an entry from `ENTRY_COLUMNS`."""
-    (_, key, state, _, call_id, campaign, updated, id_match, via, sent, batch, reason) = row[:12]
+def entry_of(row: Sequence[Any], campaign: str | None, outcome: EntryOutcome) -> Entry:
+    """Return an entry from `ENTRY_COLUMNS` and its campaign's name."""
+    (_, key, state, _, call_id, _, updated, id_match, via, sent, batch, reason) = row[:12]
     application, deployment, number, postd = row[12:16]
     if state not in STATES and outcome != "in_flight":
         reason = INTERRUPTED
@@ -68,7 +68,7 @@ def entry_of(row: Sequence[Any], campaigns: dict[int, str], outcome: EntryOutcom
         key,
         outcome,
         call_id,
-        None if campaign is None else campaigns.get(campaign),
+        campaign,
         updated,
         cast(IdMatch, id_match or "none"),
         cast("Via | None", via),
@@ -109,8 +109,6 @@ class Job:
 
 class OpenJob(Job):
     """Open the file; the answer is its secret."""
-
-    __slots__ = ()
 
     def committed(self, book: Book) -> None:
         self.result = book.secret
@@ -168,26 +166,38 @@ class ClaimJob(Job):
     @staticmethod
     def apply_all(jobs: Sequence[ClaimJob], book: Book, connection: sqlite3.Connection) -> None:
         """Do many together: one statement inserts the keys that are new, which most are."""
-        todo: list[tuple[ClaimJob, Claim]] = []
         for job in jobs:
             job.result, job.ours, job.here, job.elsewhere = [], [], [], False
-            # Where its caller has gone already, nothing is claimed.
-            if job.future is None or not job.future.cancelled():
-                todo += [(job, claim) for claim in job.claims]
+        # Where its caller has gone already, nothing is claimed.
+        jobs = [job for job in jobs if job.future is None or not job.future.cancelled()]
         (last,) = connection.execute("SELECT max(id) FROM entries").fetchone()
         first = (last or 0) + 1
-        rows = _rows([claim for _, claim in todo], first, book, connection)
-        new: set[int] | None = None
+        rows = _rows([claim for job in jobs for claim in job.claims], first, book, connection)
         if connection.executemany(_INSERT, rows).rowcount != len(rows):
-            new = {
-                row_id
-                for (row_id,) in connection.execute(
-                    "SELECT id FROM entries WHERE id >= ?", (first,)
-                )
-            }
-        for (job, claim), row in zip(todo, rows, strict=True):
+            found = connection.execute("SELECT id FROM entries WHERE id >= ?", (first,))
+            ClaimJob._pick(jobs, rows, {row_id for (row_id,) in found}, book, connection)
+            return
+        tokens = iter([row[:2] for row in rows])
+        for job in jobs:
+            job.ours = [
+                Claimed(claim.key, claim.campaign, token)
+                for claim, token in zip(job.claims, tokens, strict=False)
+            ]
+            job.result = job.ours
+
+    @staticmethod
+    def _pick(
+        jobs: Sequence[ClaimJob],
+        rows: Sequence[tuple[Any, ...]],
+        new: set[int],
+        book: Book,
+        connection: sqlite3.Connection,
+    ) -> None:
+        """Some keys were there before: look at each of those."""
+        claims = ((job, claim) for job in jobs for claim in job.claims)
+        for (job, claim), row in zip(claims, rows, strict=True):
             row_id, serial = row[:2]
-            if new is not None and row_id not in new:
+            if row_id not in new:
                 answer = job._known(book, connection, claim, row[6])
                 if not isinstance(answer, int):
                     job.result.append(answer)
@@ -223,7 +233,7 @@ class ClaimJob(Job):
                     self.here.append(claim.key)
                 else:
                     self.elsewhere = True
-            return entry_of(row, book.campaign_names(connection), outcome)
+            return entry_of(row, book.campaign_name(connection, row[5]), outcome)
 
 
 def _rows(
@@ -396,8 +406,6 @@ class SettleJob(Job):
 class ForgetJob(Job):
     """End all claims that were made before, which nobody will settle any more."""
 
-    __slots__ = ()
-
     def apply(self, book: Book, connection: sqlite3.Connection) -> None:
         book.let_go(connection)
 
@@ -407,8 +415,6 @@ class ForgetJob(Job):
 
 class CloseJob(ForgetJob):
     """Let go of everything that this ledger has claimed, and of its place among the owners."""
-
-    __slots__ = ()
 
 
 def _not_unknown(key: str | None, state: int | None) -> FuseError:

@@ -111,7 +111,9 @@ class Reader:
         if not rows:
             return None
         self._after = rows[-1][0]
-        found = [entry_of(row, names, _outcome_of(row[2], row[3], alive)) for row in rows]
+        found = [
+            entry_of(row, names.get(row[5]), _outcome_of(row[2], row[3], alive)) for row in rows
+        ]
         if self._outcome is None:
             return found
         return [entry for entry in found if entry.outcome == self._outcome]

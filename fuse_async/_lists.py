@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from typing import Any, Literal
 
@@ -35,7 +35,7 @@ from fuse_async.errors import (
     OutcomeUnknown,
     Unauthorized,
 )
-from fuse_async.models import Deployment, QueuedCall
+from fuse_async.models import Call, Deployment, QueuedCall
 
 __all__ = ["MAX_BYTES", "MAX_ROWS", "NEEDS_LEDGER", "Lists"]
 
@@ -77,6 +77,7 @@ class Lists:
         shared: SharedFields,
     ) -> BatchStream:
         """Return the receipts' stream; see `FuseClient.stream_calls`."""
+        _check_list(calls)
         self._check_campaign(campaign)
         rows = self._rows(on_duplicate, max_rows, max_bytes, timeout, shared)
         source = self._checked(prepared(calls, rows, self._engine.clock))
@@ -97,6 +98,7 @@ class Lists:
         """Read all, check all, send all; see `FuseClient.queue_calls`."""
         if on_invalid not in ("raise", "skip"):
             raise ConfigurationError('on_invalid must be "raise" or "skip".')
+        _check_list(calls)
         self._check_campaign(campaign)
         rows = self._rows(on_duplicate, max_rows, max_bytes, timeout, shared)
         found: list[Row | RowOutcome] = []
@@ -151,6 +153,7 @@ class Lists:
             max_bytes,
             on_duplicate == "refuse",
             for_ledger=self._engine.keeper is not None,
+            ani=self._engine.settings.ani,
         )
 
     def _check_campaign(self, campaign: str | None) -> None:
@@ -405,6 +408,14 @@ def _all_rows(batch: Batch, error: FuseError) -> Sent:
     fate = outcome_of(error)
     rows = tuple(RowOutcome(row.index, row.line, fate, error=error) for row in batch.rows)
     return Sent(rows, error, isinstance(error, _ENDS_THE_LIST))
+
+
+def _check_list(calls: object) -> None:
+    if isinstance(calls, (str, bytes, Mapping, Call)):
+        raise ConfigurationError(
+            f"A list of calls is wanted, and this is one {type(calls).__name__}.",
+            hint="Put it into a list; variables go into each row's own mapping.",
+        )
 
 
 def _check_whole(name: str, value: object, low: int, high: int) -> None:

@@ -153,7 +153,9 @@ class Rows:
         max_bytes: int,
         refuse_duplicates: bool,
         for_ledger: bool = False,
+        ani: str | None = None,
     ) -> None:
+        self._ani = ani
         self._for_ledger = for_ledger
         self._rules = rules
         self._usual_rules = rules == NumberRules()
@@ -261,7 +263,9 @@ class Rows:
         key: str | None,
         tag: str | None,
     ) -> Row | RowOutcome:
-        digits = clean_digits(number) if self._usual_rules and type(number) is str else None
+        digits = None
+        if self._usual_rules and self._ani is None and isinstance(number, str):
+            digits = clean_digits(number)
         postd = None
         cell = digits
         if cell is None:
@@ -269,6 +273,8 @@ class Rows:
             if isinstance(parsed, InvalidCall):
                 parsed.key, parsed.tag = key, tag
                 return invalid_row(parsed, index, line)
+            if self._ani is not None and parsed.ani is None:
+                parsed = attrs.evolve(parsed, ani=self._ani)
             digits, postd, cell = parsed.digits, parsed.postd, destination(parsed)
         assert digits is not None
         data = _plain_line(cell, values)

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import attrs
 
-from fuse_async._phone import NumberRules, numbers_from_env
+from fuse_async._phone import NumberRules, PhoneNumber, numbers_from_env, scan
 from fuse_async._secret import Secret
 from fuse_async.errors import ConfigurationError
 from fuse_async.models import Deployment
@@ -35,6 +35,7 @@ class Settings:
     numbers: NumberRules
     authorization: Secret
     developer_key: Secret
+    ani: str | None = attrs.field(default=None, repr=False)
 
 
 def read_settings(
@@ -44,6 +45,7 @@ def read_settings(
     base_url: str | None,
     numbers: NumberRules,
     environ: Mapping[str, str] = os.environ,
+    ani: str | None = None,
 ) -> Settings:
     """Complete the arguments from FUSE_EMAIL and FUSE_DEVELOPER_KEY (only as a pair),
     FUSE_APPLICATION_ID and FUSE_DEPLOYMENT_ID, FUSE_BASE_URL and FUSE_ONLY_NUMBERS.
@@ -53,13 +55,14 @@ def read_settings(
     if email is None and developer_key is None:
         email, developer_key = environ.get("FUSE_EMAIL"), environ.get("FUSE_DEVELOPER_KEY")
         if not email or not developer_key:
-            missing = " and ".join(
+            missing = [
                 name
                 for name, value in (("FUSE_EMAIL", email), ("FUSE_DEVELOPER_KEY", developer_key))
                 if not value
-            )
+            ]
+            verb = "are" if len(missing) > 1 else "is"
             raise ConfigurationError(
-                f"No credentials: {missing} is not set.",
+                f"No credentials: {' and '.join(missing)} {verb} not set.",
                 hint="Set FUSE_EMAIL and FUSE_DEVELOPER_KEY, or pass email and developer_key.",
             )
     elif email is None or developer_key is None:
@@ -86,7 +89,16 @@ def read_settings(
         numbers=_numbers(numbers, environ),
         authorization=Secret(f"Basic {pair}"),
         developer_key=Secret(developer_key),
+        ani=None if ani is None else _caller_id(ani),
     )
+
+
+def _caller_id(text: object) -> str:
+    # Any number will do to read it: the grammar knows a caller ID as a parameter of one.
+    found = scan(f"2025550100;ani={text}", None) if isinstance(text, str) else None
+    if not isinstance(found, PhoneNumber) or found.ani is None or found.postd is not None:
+        raise ConfigurationError("ani must be a North American number, such as 8005550199.")
+    return found.ani
 
 
 def _check_credential(name: str, value: object) -> None:

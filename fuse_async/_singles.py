@@ -41,7 +41,9 @@ class Singles:
         self._engine = engine
         self._guard = guard
         self._lists = lists
-        self._rows = Rows(engine.settings.numbers, Schedule(), MAX_BYTES, False)
+        self._rows = Rows(
+            engine.settings.numbers, Schedule(), MAX_BYTES, False, ani=engine.settings.ani
+        )
         self._commit = self._new_commit()
         self._batches = 0
         engine.on_new_loop(self._forget)

@@ -84,7 +84,11 @@ def test_conflict_gets_the_names_of_this_caller() -> None:
         (TooManyRequests("", status=429), "refused", "429"),
         (ServerError("", status=500), "refused", "500"),
         (NotSent("", reason="connect"), "not_sent", "connect"),
-        (SingleCallLoop("", count=101, window=10.0, call_site="x:1", retry_after=1.0), "not_sent", None),
+        (
+            SingleCallLoop("", count=101, window=10.0, call_site="x:1", retry_after=1.0),
+            "not_sent",
+            None,
+        ),
         (RuntimeError("16175550101"), "not_sent", "RuntimeError"),
     ],
 )

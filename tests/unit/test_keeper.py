@@ -305,13 +305,13 @@ def test_loop_that_ends_under_calls_is_as_a_crash(
     async def first() -> tuple[FuseClient, FailingLedger]:
         async with Sandbox() as sandbox:
             ledger = FailingLedger(path)
-            limiter = SlidingWindowLimiter(1, per=30.0)
+            limiter = SlidingWindowLimiter(1, per=10.0)
             client = new_client(sandbox, ledger, mode, limiter=limiter)
             hold = sandbox.hold("queue")
             tasks = [asyncio.create_task(client.queue_call(ANA, key="a"))]
             await hold.arrived()
             tasks += [asyncio.create_task(client.queue_call(BEN, key=key)) for key in "bc"]
-            while client.stats.waiting < 2:
+            while client.stats.waiting < 2:  # noqa: ASYNC110
                 await asyncio.sleep(0.001)
             return client, ledger  # the tasks are cancelled with the loop
 
