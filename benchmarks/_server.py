@@ -143,13 +143,14 @@ class Connection(asyncio.Protocol):
 
 async def main(kind: str, *way: str) -> None:
     seen = Seen()
-    delays = tuple(float(part) for part in way) or (0.0, 0.0, 0.0, 0.0)
+    there_least, there_most, cold, back = (float(part) for part in way or "0000")
+    delays = (there_least, there_most, cold, back)
     loop = asyncio.get_running_loop()
     server = await loop.create_server(
         lambda: Connection(kind, seen, delays),
         "127.0.0.1",
         0,
-        backlog=1024,  # type: ignore[arg-type]
+        backlog=1024,
     )
     print(server.sockets[0].getsockname()[1], flush=True)
     await loop.run_in_executor(None, sys.stdin.read)

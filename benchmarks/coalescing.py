@@ -202,7 +202,7 @@ def items(pairs: int, count: int) -> dict[str, Any]:
             "the waiting room: member, line, answer": lambda: run(each(lambda: Room(count), count)),
             "all of queue_call, riding": lambda: run(whole(server.url, count)),
         }
-        rows = []
+        rows: list[tuple[str, str, str, str]] = []
         bare = child("bytes", "bare", server.url, str(count))
         for (name, mine), kind in zip(makers.items(), ("room", "client"), strict=True):
             ratio = paired(lambda: run(each(BareFutures, count)), mine, pairs)

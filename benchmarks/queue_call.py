@@ -153,7 +153,9 @@ async def tenacity(url: str, width: int) -> AsyncIterator[One]:
 
 @asynccontextmanager
 async def twilio(url: str, width: int) -> AsyncIterator[One]:
-    from twilio.http.async_http_client import AsyncTwilioHttpClient
+    from twilio.http.async_http_client import (  # type: ignore[import-untyped]
+        AsyncTwilioHttpClient,
+    )
 
     logging.getLogger("twilio.async_http_client").setLevel(logging.WARNING)
     async with AsyncTwilioHttpClient(timeout=None) as client:

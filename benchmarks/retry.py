@@ -83,7 +83,7 @@ async def around_an_attempt(pairs: int, times: int) -> tuple[Ratio, int, int]:
                 made += 1
                 super().__init__(*args, **kwargs)
 
-        before, _retry.AsyncRetrying = _retry.AsyncRetrying, Counted  # type: ignore[misc]
+        vars(_retry)["AsyncRetrying"] = Counted
         try:
             for _ in range(1000):
                 await ready_for_more()
@@ -95,7 +95,7 @@ async def around_an_attempt(pairs: int, times: int) -> tuple[Ratio, int, int]:
                 lambda result: failures.pop() if failures else result,
             )
         finally:
-            _retry.AsyncRetrying = before  # type: ignore[misc]
+            vars(_retry)["AsyncRetrying"] = AsyncRetrying
         return ratio, after_success, made
 
 

@@ -46,7 +46,7 @@ async def seated(
         asyncio.create_task(client.queue_call(number, key=f"k{n}", tag=str(n), timeout=timeout))
         for n, number in enumerate(NUMBERS)
     ]
-    while client.stats.waiting < len(tasks):  # noqa: ASYNC110
+    while client.stats.waiting < len(tasks):  # noqa: ASYNC110 - nothing tells of it
         await asyncio.sleep(0.001)
     return client, slot, tasks
 
@@ -80,7 +80,7 @@ async def test_caller_who_leaves_at_the_moment_of_boarding_takes_nobody_along(
     assert isinstance(first, asyncio.CancelledError)
     assert all(isinstance(other, QueuedCall) for other in others), others
     assert [call.digits for call in sandbox.calls] == NUMBERS[1:]
-    while (await outcomes(ledger)).get("in_flight"):  # noqa: ASYNC110
+    while (await outcomes(ledger)).get("in_flight"):  # noqa: ASYNC110 - nothing tells of it
         await asyncio.sleep(0.005)
     assert await outcomes(ledger) == {"queued": 5, "not_sent": 1}
     assert (client.stats.queued, client.stats.not_sent) == (5, 1)
@@ -106,7 +106,7 @@ async def test_deadline_that_passes_on_the_way_and_the_answer_that_comes_after_i
     """Its caller is told that nobody knows; the ledger learns the truth from the shared answer."""
     client, slot, tasks = await seated(ledger, new_client)
     short = asyncio.create_task(client.queue_call("16175550109", key="short", timeout=0.3))
-    while client.stats.waiting < 7:  # noqa: ASYNC110
+    while client.stats.waiting < 7:  # noqa: ASYNC110 - nothing tells of it
         await asyncio.sleep(0.001)
     hold = sandbox.hold("bulk_queue", "after_accept")
     slot.give_back()
@@ -117,7 +117,7 @@ async def test_deadline_that_passes_on_the_way_and_the_answer_that_comes_after_i
     assert (await outcomes(ledger))["unknown"] == 1
     hold.release()
     await asyncio.gather(*tasks)
-    while (await outcomes(ledger)) != {"queued": 7}:  # noqa: ASYNC110
+    while (await outcomes(ledger)) != {"queued": 7}:  # noqa: ASYNC110 - nothing tells of it
         await asyncio.sleep(0.005)
     again = await client.queue_call("16175550109", key="short")
     assert again.replayed

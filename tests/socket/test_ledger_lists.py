@@ -145,7 +145,7 @@ async def test_part_that_takes_over_does_not_inherit_what_became_of_the_part_bef
     sandbox.fail("bulk_queue", 429)
     listed = asyncio.create_task(client.queue_calls(keyed(ANA, BEN)))
     await sandbox.until(lambda: any(call.digits == BEN for call in sandbox.calls))
-    while (await ledger.summary())["unknown"] < 1:  # noqa: ASYNC110
+    while (await ledger.summary())["unknown"] < 1:  # noqa: ASYNC110 - nothing tells of it
         await asyncio.sleep(0.005)
     hold.release()
     await asyncio.gather(single, return_exceptions=True)

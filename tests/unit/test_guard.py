@@ -139,7 +139,7 @@ def test_warning_says_what_happens_and_what_to_do_instead() -> None:
     assert text.startswith("2 single calls were queued within 2.5 s, this one from this line.")
     assert "queue_calls()" in text
     assert 'mode="batch"' in text
-    assert text.endswith("After 7 they are refused.")
+    assert text.endswith("More than 7 in that time are refused.")
     endless = Counted(SingleCallGuard(warn_after=1, refuse_after=None))
     endless.call()
     assert "refused" not in (endless.watch.check(endless.guard, HERE, 0.0) or "")

@@ -311,7 +311,7 @@ def test_loop_that_ends_under_calls_is_as_a_crash(
             tasks = [asyncio.create_task(client.queue_call(ANA, key="a"))]
             await hold.arrived()
             tasks += [asyncio.create_task(client.queue_call(BEN, key=key)) for key in "bc"]
-            while client.stats.waiting < 2:  # noqa: ASYNC110
+            while client.stats.waiting < 2:  # noqa: ASYNC110 - nothing tells of it
                 await asyncio.sleep(0.001)
             return client, ledger  # the tasks are cancelled with the loop
 

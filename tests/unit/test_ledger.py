@@ -17,7 +17,7 @@ from typing import Any
 import attrs
 import pytest
 
-from fuse_async import ConfigurationError, Deployment, Placed
+from fuse_async import ConfigurationError, Deployment, NotSent, Placed
 from fuse_async._ledger_book import Book
 from fuse_async.ledger import (
     Claim,
@@ -124,9 +124,8 @@ def test_numbers_policy_is_one_of_two() -> None:
 
 
 def test_package_does_not_load_sqlite_for_those_who_have_no_ledger() -> None:
-    code = "import sys, fuse_async, fuse_async.ledger; print('sqlite3' in sys.modules)"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert found.stdout.strip() == "False"
+    code = "import sys; sys.modules['sqlite3'] = None; import fuse_async, fuse_async.ledger"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize(("numbers", "kept"), [("full", (DIGITS, "12")), ("hash", (None, None))])
@@ -287,6 +286,22 @@ async def test_what_gathers_shares_a_commit(path: Path, monkeypatch: pytest.Monk
             ours(ledger, "new"),
         )
         assert groups == [64, 64, 3]
+
+
+async def test_of_those_that_share_a_commit_only_the_one_whose_claim_was_lost_fails(
+    path: Path,
+) -> None:
+    async with SqliteLedger(path) as ledger:
+        held = [await ours(ledger, str(n)) for n in range(3)]
+        await ledger.settle([Settled(held[1], "not_sent")])
+        results = await asyncio.gather(
+            *(ledger.sending([one]) for one in held), return_exceptions=True
+        )
+        assert [type(result) for result in results] == [type(None), NotSent, type(None)]
+        assert isinstance(results[1], NotSent)
+        assert results[1].key == "1"
+        await ledger.settle([Settled(held[0], "unknown"), Settled(held[2], "unknown")])
+        assert (await ledger.summary())["unknown"] == 2
 
 
 async def test_nothing_is_written_for_what_is_known(path: Path) -> None:

@@ -86,17 +86,17 @@ def test_environment_of_the_process_is_what_is_read(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("environ", "missing"),
     [
-        ({"FUSE_EMAIL": ""}, "FUSE_EMAIL and FUSE_DEVELOPER_KEY"),
-        ({"FUSE_EMAIL": "ana@example.invalid"}, "FUSE_DEVELOPER_KEY"),
-        ({"FUSE_DEVELOPER_KEY": "env-key"}, "FUSE_EMAIL"),
-        ({**WHO, "FUSE_DEVELOPER_KEY": ""}, "FUSE_DEVELOPER_KEY"),
+        ({"FUSE_EMAIL": ""}, "FUSE_EMAIL and FUSE_DEVELOPER_KEY are"),
+        ({"FUSE_EMAIL": "ana@example.invalid"}, "FUSE_DEVELOPER_KEY is"),
+        ({"FUSE_DEVELOPER_KEY": "env-key"}, "FUSE_EMAIL is"),
+        ({**WHO, "FUSE_DEVELOPER_KEY": ""}, "FUSE_DEVELOPER_KEY is"),
     ],
     ids=["both", "key", "email", "empty key"],
 )
 def test_missing_variable_is_named(environ: dict[str, str], missing: str) -> None:
     """The first thing that everybody meets who tries the library."""
     text = refused(environ)
-    assert text.startswith(f"No credentials: {missing} is not set.")
+    assert text.startswith(f"No credentials: {missing} not set.")
     assert "Set FUSE_EMAIL and FUSE_DEVELOPER_KEY, or pass" in text
 
 
