@@ -117,7 +117,7 @@ class Way:
         tasks += [
             asyncio.create_task(self._once(key, number, 20.0, fields)) for _ in range(callers - 1)
         ]
-        while waits and self.client.stats.waiting < self.waits and not tasks[0].done():  # noqa: ASYNC110 - nothing tells of it
+        while waits and self.client.stats.waiting < self.waits and not tasks[0].done():  # noqa: ASYNC110
             await asyncio.sleep(0.001)
         self.gate.open()
         return tasks
@@ -143,7 +143,7 @@ class Way:
         return entry
 
     async def until(self, outcome: str, number: str = ANA) -> Entry:
-        while (found := await self.entry(number)).outcome != outcome:  # noqa: ASYNC110 - nothing tells of it
+        while (found := await self.entry(number)).outcome != outcome:  # noqa: ASYNC110
             await asyncio.sleep(0.005)
         return found
 
@@ -304,7 +304,7 @@ async def left(task: asyncio.Task[QueuedCall]) -> None:
 
 
 async def waiting(way: Way, calls: int | None = None) -> None:
-    while way.client.stats.waiting < (way.waits if calls is None else calls):  # noqa: ASYNC110 - nothing tells of it
+    while way.client.stats.waiting < (way.waits if calls is None else calls):  # noqa: ASYNC110
         await asyncio.sleep(0.001)
 
 
