@@ -152,7 +152,7 @@ def save(name: str, found: dict[str, Any]) -> None:
     RESULTS.mkdir(exist_ok=True)
     file = RESULTS / f"{name}.json"
     before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    text = json.dumps({**before, "on": environment(), **found}, indent=1, sort_keys=True)
+    text = json.dumps({**before, "on": environment(), **found}, indent=1)
     file.write_text(text + "\n", encoding="utf-8")
 
 

@@ -399,3 +399,23 @@ def test_numbers_of_the_fence_are_not_shown() -> None:
     for shown in (repr(settings), pprint.pformat(settings), repr(attrs.asdict(settings))):
         assert "6175550101" not in shown
         assert "6175550102" not in shown
+
+
+# -- caller ID -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("given", ["8005550199", "+1 800 555 0199", "(800) 555-0199"])
+def test_caller_id_is_kept_in_one_form_and_not_shown(given: str) -> None:
+    """It is a number like any other: in no repr of what holds it."""
+    settings = read(ani=given)
+    assert settings.ani == read(ani="8005550199").ani
+    assert read().ani is None
+    assert "5550199" not in repr(settings)
+
+
+@pytest.mark.parametrize(
+    "ani", ["", "800", "8005550199;postd=1", "+442079460123", 8005550199, "Plum"], ids=ascii
+)
+def test_caller_id_that_is_none_is_refused_for_the_whole_client(ani: Any) -> None:
+    """Once, when the client is made, and not for each call of a campaign."""
+    assert refused(ani=ani).startswith("ani must be a North American number")
