@@ -25,6 +25,7 @@ from fuse_async._requests import cancel_request, status_request
 from fuse_async._results import BatchResult
 from fuse_async._retry import RetryPolicy
 from fuse_async._rows import SharedFields
+from fuse_async._secret import Secret
 from fuse_async._settings import read_settings
 from fuse_async._singles import Singles
 from fuse_async._transport import Transport
@@ -138,6 +139,8 @@ class FuseClient:
         trust_env: bool = False,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
+        key = None if developer_key is None else Secret(developer_key)
+        del developer_key  # out of sight of tracebacks that show locals
         for name, given, kind in (
             ("guard", guard, SingleCallGuard),
             ("retry", retry, RetryPolicy),
@@ -145,7 +148,7 @@ class FuseClient:
         ):
             if not isinstance(given, kind):
                 raise ConfigurationError(f"{name} must be a {kind.__name__}.")
-        settings = read_settings(email, developer_key, deployment, base_url, numbers, ani=ani)
+        settings = read_settings(email, key, deployment, base_url, numbers, ani=ani)
         if accept not in ("json", "xml"):
             raise ConfigurationError('accept must be "json" or "xml".')
         check_seconds("timeout", timeout)
@@ -181,7 +184,9 @@ class FuseClient:
         return self._engine
 
     def __repr__(self) -> str:
-        engine = self._own
+        engine = self._engine
+        if engine is None:
+            return "<FuseClient, whose making failed>"
         counters = engine.runner.counters
         state = "closed" if engine.closing else "open"
         return (

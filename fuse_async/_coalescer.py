@@ -168,7 +168,7 @@ class GroupCommit:
             latest = max(member.deadline for member in self._members)
             try:
                 slot = await self._limiter.acquire(latest, urgent=True)
-            except NotSent as refusal:
+            except FuseError as refusal:
                 self._turn_away(refusal, latest)
             except Exception as error:
                 self._turn_away(
@@ -182,7 +182,7 @@ class GroupCommit:
                 else:
                     slot.give_back()
 
-    def _turn_away(self, refusal: NotSent, latest: float) -> None:
+    def _turn_away(self, refusal: FuseError, latest: float) -> None:
         """The limiter cannot serve anybody up to `latest`; who has more time came in between."""
         for member in [one for one in self._members if one.deadline <= latest]:
             self._stand_up(member)

@@ -392,7 +392,7 @@ class Runner:
         try:
             with wait:
                 slot = await self._acquire(ticket)
-        except NotSent as error:
+        except FuseError as error:  # no time left, or a limiter that cannot be used here
             error.__traceback__ = None
             failure = Failure(Cause.NO_SLOT, error)
         except Exception as error:

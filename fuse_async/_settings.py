@@ -40,7 +40,7 @@ class Settings:
 
 def read_settings(
     email: str | None,
-    developer_key: str | None,
+    developer_key: str | Secret | None,
     deployment: Deployment | tuple[int, int] | None,
     base_url: str | None,
     numbers: NumberRules,
@@ -52,6 +52,26 @@ def read_settings(
 
     Raises `ConfigurationError`, which names the setting and never shows a value of it.
     """
+    key = developer_key.reveal() if isinstance(developer_key, Secret) else developer_key
+    try:
+        return _read(email, key, deployment, base_url, numbers, environ, ani)
+    except ConfigurationError as error:
+        problem = error
+    # Crash reporters print the variables of each frame of a traceback: here, and in the frames
+    # left behind, those would be the key and the whole environment.
+    del email, developer_key, key, deployment, base_url, numbers, environ, ani
+    raise problem.with_traceback(None)
+
+
+def _read(
+    email: str | None,
+    developer_key: str | None,
+    deployment: Deployment | tuple[int, int] | None,
+    base_url: str | None,
+    numbers: NumberRules,
+    environ: Mapping[str, str],
+    ani: str | None,
+) -> Settings:
     if email is None and developer_key is None:
         email, developer_key = environ.get("FUSE_EMAIL"), environ.get("FUSE_DEVELOPER_KEY")
         if not email or not developer_key:

@@ -119,7 +119,7 @@ def test_half_a_pair_is_never_completed_from_elsewhere(
 @pytest.mark.parametrize("name", ["email", "developer_key"])
 @pytest.mark.parametrize(
     "value",
-    ["", " x", "x ", "x\n", "\r\nx", "x\ty", "x\x00y", "x\x7fy", b"bytes", 7, Secret("x")],
+    ["", " x", "x ", "x\n", "\r\nx", "x\ty", "x\x00y", "x\x7fy", b"bytes", 7, Secret(" x")],
     ids=ascii,
 )
 def test_credential_that_cannot_be_one_is_named_and_not_shown(name: str, value: Any) -> None:
