@@ -25,14 +25,15 @@ KEY = "CANARY-key-0123456789"
     ids=lambda options: next(iter(options)),
 )
 def test_g1_a_failed_making_shows_no_key_in_any_frame_of_ours(options: dict[str, Any]) -> None:
-    try:
+    with pytest.raises(ConfigurationError) as caught:
         FuseClient("ana@example.com", KEY, **options)
-    except ConfigurationError as error:
-        # From the second frame on: the first is this one, which holds the key by itself.
-        assert error.__traceback__ is not None
-        ours = error.__traceback__.tb_next
-        shown = traceback.TracebackException(type(error), error, ours, capture_locals=True)
-        text = "".join(shown.format())
+    first = caught.value.__traceback__
+    assert first is not None
+    # From the second frame on: the first is this one, which holds the key by itself.
+    shown = traceback.TracebackException(
+        type(caught.value), caught.value, first.tb_next, capture_locals=True
+    )
+    text = "".join(shown.format())
     assert "CANARY" not in text
     assert "FuseClient" in text
 
