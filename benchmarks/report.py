@@ -56,7 +56,13 @@ def score(all_found: dict[str, Any]) -> str:
 
     def add(number: str, what: str, target: str, measured: str, met: bool | None) -> None:
         rows.append(
-            (number, what, target, measured, {True: "yes", False: "**no**", None: "-"}[met])
+            (
+                number,
+                what,
+                target,
+                measured,
+                {True: "yes", False: "**no**", None: "on the line"}[met],
+            )
         )
 
     def most(number: str, what: str, limit: float, ratio: dict[str, float]) -> None:
@@ -103,7 +109,10 @@ def score(all_found: dict[str, Any]) -> str:
         "CSV, rows/s over `csv.DictWriter`; peak over input",
         ">= 1.8x; <= 5 MB",
         f"{shown(making)}x; {making['peak_mb']:.1f} MB",
-        making["median"] >= 1.8 and making["peak_mb"] <= 5,
+        # Below it with other data (see the page): not to be called met for 1.82.
+        None
+        if 1.6 < making["median"] < 1.9
+        else making["median"] >= 1.8 and making["peak_mb"] <= 5,
     )
     most(
         "9",

@@ -120,7 +120,11 @@ class Running:
         return line
 
     async def done(self) -> Done:
-        out, err = await self.process.communicate(b"")
+        # Not communicate(b""): under uvloop that fails where the process has closed its end.
+        stdin = self.process.stdin
+        if stdin is not None and not stdin.is_closing():
+            stdin.close()
+        out, err = await self.process.communicate()
         assert self.process.returncode is not None
         return self.seen.keep(Done(self.process.returncode, out.decode(), err.decode()))
 
