@@ -195,7 +195,11 @@ def _reading(address: str, busy: float) -> sqlite3.Connection:
 def version_of(connection: sqlite3.Connection, path: Path) -> int:
     """Return the schema's version, 0 for an empty file. Raises `ConfigurationError` if the file
     is not ours, or newer than we are."""
+    # In one transaction: a ledger that another process makes between two of these looks foreign.
+    alone = not connection.in_transaction
     try:
+        if alone:
+            connection.execute("BEGIN")
         (application,) = connection.execute("PRAGMA application_id").fetchone()
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
@@ -206,6 +210,9 @@ def version_of(connection: sqlite3.Connection, path: Path) -> int:
             f"{shown(path)} is no ledger, or a damaged one: {cause(error)}.",
             hint="Name another file. If this was your ledger, keep it: who was called is in it.",
         ) from None
+    finally:
+        if alone and connection.in_transaction:
+            connection.rollback()
     if application != _APPLICATION and (tables or application or version):
         raise ConfigurationError(
             f"{shown(path)} is a database of some other program, and no ledger.",

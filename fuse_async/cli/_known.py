@@ -7,7 +7,6 @@ a row is dialled is the ledger's own answer, at the moment when its upload claim
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +17,7 @@ from fuse_async._ledger_locks import is_alive
 from fuse_async._ledger_reader import _failed, _outcome_of
 from fuse_async._ledger_schema import connect_to_read
 from fuse_async.cli._contact_file import ContactFile
-from fuse_async.errors import ConfigurationError, FuseError
+from fuse_async.errors import FuseError
 from fuse_async.ledger import _row_key
 from fuse_async.models import NumberRules, PhoneNumber
 
@@ -26,7 +25,6 @@ __all__ = ["DONE", "Known", "is_in_the_ledger"]
 
 # The outcomes of rows that are not dialled again.
 DONE = ("queued", "unknown")
-_BEING_MADE = 0.3  # seconds
 
 
 class Known:
@@ -43,7 +41,7 @@ class Known:
         self._secret = b""
         self._alive: dict[int, bool] = {}
         with self._told():
-            self._connection = self._opened()
+            self._connection = connect_to_read(self._path, BUSY_TIMEOUT)
         if self._connection is None:
             return
         try:
@@ -75,14 +73,6 @@ class Known:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
-
-    def _opened(self) -> Any:
-        try:
-            return connect_to_read(self._path, BUSY_TIMEOUT)
-        except ConfigurationError:
-            # A ledger that another process makes at this moment looks like none while it does.
-            time.sleep(_BEING_MADE)
-            return connect_to_read(self._path, BUSY_TIMEOUT)
 
     @contextmanager
     def _told(self) -> Iterator[None]:
