@@ -153,6 +153,14 @@ def score(all_found: dict[str, Any]) -> str:
         f"{shown(one)}x; {shown(five)}x",
         one["median"] <= 3.5 and five["median"] <= 3.5,
     )
+    durable = all_found["ledger"]["rows"]["fuse_async claim, 64 callers"]
+    add(
+        "15",
+        "durable ledger, 64 callers: rows/s over one FULL commit per row",
+        ">= 15x",
+        f"{shown(durable)}x",
+        durable["median"] >= 15,
+    )
     ready = imports["fuse_async"]
     add(
         "17",
@@ -360,6 +368,44 @@ def side_table(found: dict[str, Any]) -> str:
     return markdown(["5,000 callers", "requests", "time", "CPU us a call", "peak MB"], rows)
 
 
+def durable_table(found: dict[str, Any]) -> str:
+    rows = [
+        (bold(name, name), f"{one['mine']:,.0f}", f"{one['base']:,.0f}", shown(one))
+        for name, one in found["rows"].items()
+    ]
+    return markdown(["what", "rows/s", "one commit each", "ratio"], rows)
+
+
+def keyed_table(found: dict[str, Any]) -> str:
+    rows = [
+        (
+            f"{int(width):,}",
+            *(
+                cell
+                for one in (kinds["wall"], kinds["cpu"])
+                for cell in (f"{(one['mine'] - one['base']) * 1e6:,.0f}", shown(one))
+            ),
+        )
+        for width, kinds in found["calls"].items()
+    ]
+    return markdown(["callers", "us added", "x without", "CPU us added", "x without"], rows)
+
+
+def full_table(found: dict[str, Any]) -> str:
+    rows = [
+        (
+            f"{int(count):,}",
+            f"{one['open_ms']:.1f}",
+            f"{one['count_ms']:,.0f}",
+            f"{one['resume_us']:.0f}",
+            f"{one['bytes']:.0f}",
+        )
+        for count, one in found["size"].items()
+    ]
+    head = ["calls in it", "open, ms", "summary, ms", "resume, us a row", "bytes a call"]
+    return markdown(head, rows)
+
+
 def object_table(found: dict[str, Any]) -> str:
     rows = [
         (title, bold(name, name), f"{one['mine']:,.0f}", shown(one))
@@ -471,7 +517,7 @@ def charts(all_found: dict[str, Any]) -> None:
 
 def main() -> None:
     names = "limiter window queue_call queue_call_instructions retry csv_lists coalescing objects"
-    all_found = {name: load(name) for name in (*names.split(), "imports")}
+    all_found = {name: load(name) for name in (*names.split(), "ledger", "imports")}
     blocks: dict[str, str] = {}
 
     def add(block: str, source: str, make: Any) -> None:
@@ -492,6 +538,9 @@ def main() -> None:
         add(block, "csv_lists", make)
     add("items", "coalescing", item_table)
     add("side_by_side", "coalescing", side_table)
+    add("durable", "ledger", durable_table)
+    add("keyed", "ledger", keyed_table)
+    add("full", "ledger", full_table)
     add("objects", "objects", object_table)
     add("imports", "imports", import_table)
     needed = [name for name in all_found if name != "queue_call_instructions"]
