@@ -187,11 +187,12 @@ def assert_books_are_true(sandbox: Sandbox, entries: dict[str, Entry], people: i
     return sum(entry.outcome == "unknown" for entry in entries.values())
 
 
+@pytest.mark.timeout(300)  # eleven processes one after the other: 10 s on an idle machine
 @pytest.mark.parametrize(
     ("what", "people", "at_risk"),
     [
         ("single", 600, IN_FLIGHT),
-        ("list", 4_000, UPLOADS_AT_ONCE * MANY_ROWS),
+        ("list", 20_000, UPLOADS_AT_ONCE * MANY_ROWS),
     ],
 )
 async def test_killed_at_ten_random_moments(
@@ -317,11 +318,12 @@ async def test_killed_with_the_next_process_in_this_one(
     assert len(sandbox.requests) == 1
 
 
+@pytest.mark.timeout(180)
 @pytest.mark.parametrize("kill", [False, True], ids=["all live", "one is killed"])
 async def test_four_processes_and_the_same_keys(
     sandbox: Sandbox, start: Start, path: Path, kill: bool
 ) -> None:
-    people = 200
+    people = 1_000
     sandbox.delay("queue", lambda: random.uniform(0, 0.01), "after_accept")
     processes = [await start("at a word", people) for _ in range(4)]
     for process in processes:
