@@ -8,7 +8,15 @@ import sys
 from pathlib import Path
 
 EXTRAS = ["click", "rich", "jinja2", "phonenumbers", "redis", "faststream", "opentelemetry"]
-EDGES = ("fuse_async.cli.", "fuse_async.sandbox.pytest_plugin")
+EDGES = (
+    "fuse_async._redis",
+    "fuse_async._worker_app",
+    "fuse_async.cli.",
+    "fuse_async.otel",
+    "fuse_async.redis",
+    "fuse_async.sandbox.pytest_plugin",
+    "fuse_async.worker",
+)
 
 present = [name for name in EXTRAS if importlib.util.find_spec(name)]
 if present:

@@ -282,6 +282,15 @@ def retry_table(found: dict[str, Any]) -> str:
     return markdown(["", "ns added", "ratio"], rows)
 
 
+def otel_table(found: dict[str, Any]) -> str:
+    rows = [
+        (name, f"call {way}", f"{one['mine'] - one['base']:,.0f}", shown(one))
+        for way in ("alone", "shared")
+        for name, one in found[way].items()
+    ]
+    return markdown(["listener", "of a", "CPU us added", "x without"], rows)
+
+
 def making_table(found: dict[str, Any]) -> str:
     rows = [
         (bold(name, name), f"{one['mine'] / 1e3:,.0f} k", shown(one), f"{one['peak_mb']:.1f}")
@@ -517,7 +526,7 @@ def charts(all_found: dict[str, Any]) -> None:
 
 def main() -> None:
     names = "limiter window queue_call queue_call_instructions retry csv_lists coalescing objects"
-    all_found = {name: load(name) for name in (*names.split(), "ledger", "imports")}
+    all_found = {name: load(name) for name in (*names.split(), "ledger", "otel", "imports")}
     blocks: dict[str, str] = {}
 
     def add(block: str, source: str, make: Any) -> None:
@@ -529,6 +538,7 @@ def main() -> None:
     add("queue_call", "queue_call", call_table)
     add("instructions", "queue_call_instructions", instruction_table)
     add("retry", "retry", retry_table)
+    add("otel", "otel", otel_table)
     for block, make in {
         "making": making_table,
         "phone": phone_table,

@@ -21,6 +21,8 @@ from fuse_async._events import (
     Event,
     Listener,
 )
+from fuse_async._file_limiter import FileLimiter
+from fuse_async._following import CallFollower, FollowedCall
 from fuse_async._guard import SingleCallGuard
 from fuse_async._limiter import Limiter, SlidingWindowLimiter, Slot
 from fuse_async._phone import NumberRules, PhoneNumber
@@ -88,6 +90,7 @@ __all__ = [
     "CallEnded",
     "CallEvent",
     "CallFields",
+    "CallFollower",
     "CallRetried",
     "CallSent",
     "CallWaiting",
@@ -100,6 +103,8 @@ __all__ = [
     "Deployment",
     "Entry",
     "Event",
+    "FileLimiter",
+    "FollowedCall",
     "Forbidden",
     "FuseClient",
     "FuseError",

@@ -383,6 +383,7 @@ class BatchStream:
                 "a list was left early: %d calls that were read were not sent; use"
                 " `async with` for its stream to get their receipts",
                 unsent,
+                extra={"fuse_rows": unsent},
             )
 
 

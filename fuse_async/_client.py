@@ -5,23 +5,27 @@ from __future__ import annotations
 import copy
 import logging
 import warnings
-from collections.abc import AsyncIterable, Coroutine, Iterable, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Coroutine, Iterable, Mapping
+from datetime import datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, Unpack
 
 import attrs
 
 from fuse_async._account import account_of
-from fuse_async._answers import call_details
 from fuse_async._batches import BatchStream
 from fuse_async._clock import SYSTEM_CLOCK, Clock
 from fuse_async._engine import Engine, check_seconds
 from fuse_async._events import Listener, Listeners
-from fuse_async._guard import CallSite, SingleCallGuard, caller
+from fuse_async._following import CallFollower
+from fuse_async._given import Given
+from fuse_async._guard import SingleCallGuard, caller
 from fuse_async._limiter import Limiter
 from fuse_async._lists import MAX_BYTES, MAX_ROWS, NEEDS_LEDGER, Lists
+from fuse_async._log_pages import checked_range, hidden_number
 from fuse_async._phone import NumberRules, PhoneNumber
-from fuse_async._requests import cancel_request, status_request
+from fuse_async._reads import Reads, call_number
+from fuse_async._requests import cancel_request
 from fuse_async._results import BatchResult
 from fuse_async._retry import RetryPolicy
 from fuse_async._rows import SharedFields
@@ -29,7 +33,7 @@ from fuse_async._secret import Secret
 from fuse_async._settings import read_settings
 from fuse_async._singles import Singles
 from fuse_async._transport import Transport
-from fuse_async._verdicts import judge_cancel, judge_read
+from fuse_async._verdicts import judge_cancel
 from fuse_async._version import __version__
 from fuse_async.errors import ConfigurationError, InvalidCall
 from fuse_async.ledger import Ledger
@@ -39,6 +43,7 @@ from fuse_async.models import (
     CallFields,
     ClientStats,
     Deployment,
+    LoggedCall,
     QueuedCall,
 )
 
@@ -52,39 +57,6 @@ if TYPE_CHECKING:
 __all__ = ["FuseClient"]
 
 _log = logging.getLogger("fuse_async")
-
-
-class _Given:
-    """The arguments of one `queue_call`, kept out of sight of tracebacks that show locals."""
-
-    __slots__ = ("call", "deployment", "fields", "site", "timeout")
-
-    def __init__(
-        self,
-        call: Call | PhoneNumber | str | int,
-        deployment: Deployment | tuple[int, int] | None,
-        fields: dict[str, Any],
-        timeout: float | None,
-        site: CallSite,
-    ) -> None:
-        self.call = call
-        self.deployment = deployment
-        self.fields = fields
-        self.timeout = timeout
-        self.site = site
-
-    def build(self) -> Call:
-        try:
-            if not isinstance(self.call, Call):
-                return Call(self.call, **self.fields)
-            return attrs.evolve(self.call, **self.fields) if self.fields else self.call
-        except InvalidCall as problem:
-            problem.key, problem.tag = self._label("key"), self._label("tag")
-            raise
-
-    def _label(self, name: str) -> str | None:
-        label = self.fields.get(name)
-        return label if isinstance(label, str) else None
 
 
 class FuseClient:
@@ -177,6 +149,7 @@ class FuseClient:
         )
         self._lists = Lists(self._engine)
         self._singles = Singles(self._engine, guard, self._lists)
+        self._reads = Reads(self._engine)
 
     @property
     def _own(self) -> Engine:
@@ -232,9 +205,9 @@ class FuseClient:
             given["key"] = key
         if tag is not None:
             given["tag"] = tag
-        return self._queue_call(_Given(call, deployment, given, timeout, caller(1)))
+        return self._queue_call(Given(call, deployment, given, timeout, caller(1)))
 
-    async def _queue_call(self, given: _Given) -> QueuedCall:
+    async def _queue_call(self, given: Given) -> QueuedCall:
         engine = self._own
         engine.enter()
         call = given.build()
@@ -353,15 +326,69 @@ class FuseClient:
         policy's attempts (reading may be repeated), `NotFound`, `Forbidden` for another user's
         call, and the other `Answered` kinds. Cancelling is safe.
         """
-        engine = self._own
-        engine.enter()
-        number = _call_id(call_id)
-        subject = engine.subject("read", None)
-        return await engine.runner.run(
-            engine.ticket("read", None),
-            status_request(number, engine.accept),
-            lambda result: judge_read(result, subject, lambda answer: call_details(answer, number)),
-        )
+        return await self._reads.status(call_number(call_id))
+
+    async def wait_for_call(self, call_id: int | QueuedCall, *, timeout: float) -> CallDetails:
+        """Wait until a call is over, and return its final `CallDetails`.
+
+        ``failed``, ``canceled`` and ``rejected`` are results, not errors. A state that is not
+        known is not final. `timeout`: seconds for everything, waiting for the limiter included; a
+        look under way is cut off. The call is looked at right away, then with gaps of half its
+        age (from now on), 0.5 s at least and 60 s at most, a tenth more or less; and a last time
+        0.5 s before the end. Each look takes a slot of the limiter, behind calls. A look that
+        fails is repeated as `call_status` does, and then after the next gap.
+
+        Raises `StillPending` with the last `details` when the time is up or the client is closed:
+        the call goes on at Fuse, and nothing is queued again. `NoAnswer` where nothing was ever
+        heard of it. At once `Unauthorized`, `Forbidden`, `MethodNotAllowed` and `NotFound`:
+        whether Fuse knows a call by its status as soon as it has queued it is unknown, and
+        nothing is assumed. `ConfigurationError` for a queued call without an id. Cancelling is
+        safe. For many calls use `follow_calls`.
+        """
+        return await self._reads.wait(call_number(call_id), timeout)
+
+    def follow_calls(
+        self,
+        call_ids: Iterable[int | QueuedCall] = (),
+        *,
+        timeout: float,
+        rate: float = 2.0,
+        keep_open: bool = False,
+    ) -> CallFollower:
+        """Follow many calls to their end: iterate the `CallFollower` for a `FollowedCall` each.
+
+        Gaps and slots are those of `wait_for_call`, but one reader looks at all of them: at most
+        `rate` times per second (the default limiter has 5 slots), and ever more rarely while looks
+        fail. 10,000 open calls take some megabytes and no task of their own. `timeout`: seconds
+        from now, after which those left come out as `StillPending`. `keep_open`: whether the
+        iteration goes on while no call is left, for more to be added, until `CallFollower.finish`.
+
+        Raises `ConfigurationError` for what is no id or no time.
+        """
+        self._own.enter()
+        return CallFollower(self._reads, call_ids, timeout, rate, keep_open)
+
+    def logged_calls(
+        self, start: datetime | float, end: datetime | float, *, number: str | int | None = None
+    ) -> AsyncIterator[LoggedCall]:
+        """Read the call logs from `start` to `end`, inbound and outbound calls mixed.
+
+        Both are aware datetimes or Unix seconds; whether Fuse counts the ends in is unknown.
+        `number` is the *deployment's* number, not one that was called. Pages of 1,000 are asked
+        for, one slot of the limiter and the client's `timeout` for each. The order of the entries
+        is unknown. With an `end` that is not yet past, new calls may move entries from page to
+        page: what comes twice (same session, numbers and start) is dropped, and should Fuse list
+        the newest last, nothing is missed. A call found was dialled; a missing one may have been.
+
+        Raises `InvalidCall` at once for instants that are naive, in milliseconds or in the wrong
+        order. The iterator raises as `call_status` does, after what was read before; breaking off
+        is safe.
+        """
+        own_number = hidden_number(number)
+        del number  # out of sight of tracebacks that show locals
+        if isinstance(own_number, InvalidCall):
+            raise own_number
+        return self._reads.logged(*checked_range(start, end), own_number)
 
     async def cancel_all_pending(
         self, deployment: Deployment | tuple[int, int], *, confirm: str
@@ -396,7 +423,11 @@ class FuseClient:
             cancel_request(deployment, engine.accept),
             lambda result: judge_cancel(result, subject),
         )
-        _log.info("cancelled all pending calls of %s", deployment)
+        _log.info(
+            "cancelled all pending calls of %s",
+            deployment,
+            extra={"fuse_deployment": str(deployment)},
+        )
 
     # -- the client itself ---------------------------------------------------------------------
 
@@ -442,15 +473,3 @@ class FuseClient:
             stacklevel=1,
         )
         self._engine.transport.abandon()
-
-
-def _call_id(given: int | QueuedCall) -> int:
-    number = given.call_id if isinstance(given, QueuedCall) else given
-    if number is None:
-        raise ConfigurationError(
-            "This queued call has no id: Fuse named none in its answer.",
-            hint="Follow it by its result callback, or look in the call logs.",
-        )
-    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-        raise ConfigurationError("call_id must be a whole number of 1 or more, or a QueuedCall.")
-    return number

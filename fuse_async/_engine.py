@@ -8,19 +8,20 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 import attrs
 
 from fuse_async._account import Account
 from fuse_async._clock import Clock, wall
-from fuse_async._events import CallEnded, Event, Listeners, Outcome
+from fuse_async._events import CallEnded, Kind, Listeners, Outcome
 from fuse_async._home import Home
 from fuse_async._keeper import Keeper
 from fuse_async._limiter import Limiter
 from fuse_async._requests import hidden_strings
-from fuse_async._retry import Kind, RetryPolicy
+from fuse_async._retry import RetryPolicy
 from fuse_async._runner import Runner, Ticket
 from fuse_async._settings import Settings
 from fuse_async._transport import Transport
@@ -45,6 +46,8 @@ T = TypeVar("T")
 
 # Seconds that a client's tasks get at its end to write down what came of their requests.
 _LAST_WORDS = 10.0
+
+_OUTCOMES: tuple[Outcome, ...] = ("queued", "refused", "not_sent", "unknown")
 
 
 class Engine:
@@ -83,6 +86,7 @@ class Engine:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._calls = 0
         self._on_new_loop: list[Callable[[], None]] = []
+        self._on_closing: list[Callable[[], None]] = []
         self.closing = False
 
     # -- one request ---------------------------------------------------------------------------
@@ -108,6 +112,10 @@ class Engine:
     def on_new_loop(self, forget: Callable[[], None]) -> None:
         """Call `forget` whenever what belonged to an earlier loop is void."""
         self._on_new_loop.append(forget)
+
+    def on_closing(self, stop: Callable[[], None]) -> None:
+        """Call `stop` when the client begins to be closed, for what need not be waited for."""
+        self._on_closing.append(stop)
 
     def deployment(self, given: Deployment | tuple[int, int] | None) -> Deployment:
         """Return the deployment named by the call, else by the client."""
@@ -184,11 +192,6 @@ class Engine:
             self.ended(ticket, outcome_if_given_up(ticket), error=given_up)
             raise
 
-    def count(self, outcome: Outcome, rows: int) -> None:
-        """Add calls to the totals."""
-        counters = self.runner.counters
-        setattr(counters, outcome, getattr(counters, outcome) + rows)
-
     def ended(
         self,
         ticket: Ticket,
@@ -196,54 +199,36 @@ class Engine:
         *,
         call_id: int | None = None,
         error: BaseException | None = None,
-        rows: int | None = None,
-        context: contextvars.Context | None = None,
+        rows: Mapping[Outcome, int] | None = None,
     ) -> None:
-        """Book the one outcome of a call, or the common one of a list's `rows`."""
-        self.count(outcome, 1 if rows is None else rows)
-        level = logging.WARNING if outcome == "unknown" else logging.INFO
+        """Book the one outcome of a call. Of a list `rows` says how many ended how; `outcome` is
+        then the one that its `error` stands for."""
+        counts = {outcome: 1} if rows is None else rows
+        counters = self.runner.counters
+        for fate, count in counts.items():
+            setattr(counters, fate, getattr(counters, fate) + count)
+        level = logging.WARNING if counts.get("unknown") else logging.INFO
         loud = _log.isEnabledFor(level)
         if not loud and not self.listeners:
             return
-        seconds = self.clock.now() - ticket.started
-        name = None if error is None else type(error).__name__
-        attempts = len(ticket.attempts) + (ticket.progress is not None)
+        facts: dict[str, Any] = {
+            "attempts": len(ticket.attempts) + (ticket.progress is not None),
+            "seconds": self.clock.now() - ticket.started,
+            "call_id": call_id,
+            "error": None if error is None else type(error).__name__,
+        }
         if loud:
-            _log.log(
-                level,
-                "%s %d to %s: %s%s%s after %d requests and %.2f s%s",
-                "call" if rows is None else f"list of {rows} calls,",
-                ticket.call_no,
-                "/".join(map(str, ticket.place or ("-",))),
-                outcome,
-                f" as {call_id}" if call_id is not None else "",
-                f" ({name})" if name else "",
-                attempts,
-                seconds,
-                f", tag {mask(ticket.tag)}" if ticket.tag else "",
-            )
+            line = partial(_log_end, level, ticket, outcome, rows, facts)
+            line() if ticket.context is None else ticket.context.run(line)
         if self.listeners:
-            self.emit(
-                CallEnded(
-                    call_no=ticket.call_no,
-                    key=ticket.key,
-                    tag=ticket.tag,
-                    outcome=outcome,
-                    attempts=attempts,
-                    seconds=seconds,
-                    waited=ticket.waited,
-                    call_id=call_id,
-                    error=name,
-                ),
-                context,
-            )
+            facts |= {str(fate): count for fate, count in counts.items()}
+            self.runner.tell(ticket, CallEnded, outcome=outcome, waited=ticket.waited, **facts)
 
-    def emit(self, event: Event, context: contextvars.Context | None = None) -> None:
-        """Tell the listeners, in a caller's context where one is given."""
-        if context is None:
-            self.listeners.emit(event)
-        else:
-            context.run(self.listeners.emit, event)
+    @property
+    def context(self) -> contextvars.Context | None:
+        """The context of whoever runs, for listeners and log filters; None where nobody listens."""
+        heard = self.listeners or _log.isEnabledFor(logging.INFO)
+        return contextvars.copy_context() if heard else None
 
     # -- the end -------------------------------------------------------------------------------
 
@@ -252,6 +237,8 @@ class Engine:
         is in flight its own time, and close the connections."""
         self._here()
         self.closing = True
+        for stop in self._on_closing:
+            stop()
         runner = self.runner
         try:
             if runner.open and drain > 0:
@@ -270,6 +257,43 @@ class Engine:
     def _end_waiting(self) -> None:
         for ticket in list(self.runner.open):
             ticket.end("closed")
+
+
+def _log_end(
+    level: int,
+    ticket: Ticket,
+    outcome: Outcome,
+    rows: Mapping[Outcome, int] | None,
+    facts: Mapping[str, Any],
+) -> None:
+    """Write the one line of a call or an upload."""
+    call_id, error = facts["call_id"], facts["error"]
+    tag = mask(ticket.tag) if ticket.tag else None
+    deployment = "/".join(map(str, ticket.place or ("-",)))
+    fates = {fate: count for fate in _OUTCOMES if rows and (count := rows.get(fate))}
+    parts = [f"{count} {fate}" for fate, count in fates.items()] if len(fates) > 1 else [outcome]
+    total = 1 if rows is None else sum(rows.values())
+    _log.log(
+        level,
+        "%s to %s: %s%s%s after %d requests and %.2f s%s",
+        f"call {ticket.call_no}" if rows is None else f"list of {total} calls, {ticket.call_no}",
+        deployment,
+        ", ".join(parts),
+        f" as {call_id}" if call_id is not None else "",
+        f" ({error})" if error else "",
+        facts["attempts"],
+        facts["seconds"],
+        f", tag {tag}" if tag else "",
+        extra={
+            "fuse_call_no": ticket.call_no,
+            "fuse_deployment": deployment,
+            "fuse_outcome": outcome,
+            "fuse_rows": total,
+            "fuse_tag": tag,
+            **{f"fuse_{name}": value for name, value in facts.items()},
+            **{f"fuse_{fate}": count for fate, count in fates.items()},
+        },
+    )
 
 
 def _secrets(settings: Settings) -> tuple[str, ...]:

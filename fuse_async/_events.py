@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 from collections.abc import Iterable
 from typing import ClassVar, Literal, Protocol
@@ -18,6 +19,7 @@ __all__ = [
     "CallWaiting",
     "CallWarned",
     "Event",
+    "Kind",
     "Listener",
     "Listeners",
     "Outcome",
@@ -26,13 +28,21 @@ __all__ = [
 _log = logging.getLogger("fuse_async")
 
 Outcome = Literal["queued", "refused", "not_sent", "unknown"]
+Kind = Literal["call", "batch", "read", "cancel"]
 
 
 @attrs.frozen(kw_only=True)
 class Event:
-    """Something that happened to one logical call.
+    """Something that happened to one logical call, or to an upload of many.
 
-    `call_no` counts the calls of this client from 1. `key` and `tag` are the caller's own names.
+    `call_no` counts the calls and uploads of this client from 1, and `client_no` the clients of
+    this process. `key` and `tag` are the caller's own names. `kind`: ``"call"``, ``"batch"`` for an
+    upload, ``"read"`` or ``"cancel"``; the last two have no `CallEnded`. `rows`: how many calls it
+    is about. `deployment` is the application's and the deployment's id, such as ``"12/34"``.
+
+    Events of a list's uploads come in the context of who called `queue_calls` or `stream_calls`;
+    events of an upload that callers share, in an empty one, and it has no `CallEnded`: each of its
+    callers has.
     """
 
     name: ClassVar[str] = "event"
@@ -40,6 +50,10 @@ class Event:
     call_no: int
     key: str | None = None
     tag: str | None = None
+    client_no: int = 0
+    kind: Kind = "call"
+    rows: int = 1
+    deployment: str | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -83,11 +97,15 @@ class CallAnswered(Event):
 
 @attrs.frozen(kw_only=True)
 class CallBatched(Event):
-    """The call rides in upload `batch_no` of this client, together with `size` - 1 others."""
+    """The call rides in upload `batch_no` of this client, together with `size` - 1 others.
+
+    `upload` is the `call_no` of the upload's own events.
+    """
 
     name = "batched"
     batch_no: int
     size: int
+    upload: int | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -95,6 +113,8 @@ class CallEnded(Event):
     """The call has its one outcome, after `seconds` and `attempts` requests.
 
     `waited` is the part of `seconds` spent waiting for slots. `error` is the error's class name.
+    Rows of one upload can end differently: `outcome` is the one that its `error` stands for, and
+    `queued`, `refused`, `not_sent` and `unknown` say how many ended how.
     """
 
     name = "ended"
@@ -104,6 +124,10 @@ class CallEnded(Event):
     waited: float
     call_id: int | None = None
     error: str | None = None
+    queued: int = 0
+    refused: int = 0
+    not_sent: int = 0
+    unknown: int = 0
 
 
 @attrs.frozen(kw_only=True)
@@ -134,7 +158,14 @@ class Listeners:
     def __bool__(self) -> bool:
         return bool(self._listeners)
 
-    def emit(self, event: Event) -> None:
+    def emit(self, event: Event, context: contextvars.Context | None = None) -> None:
+        """Tell them all, in a caller's context where one is given."""
+        if context is None:
+            self._tell(event)
+        else:
+            context.run(self._tell, event)
+
+    def _tell(self, event: Event) -> None:
         for listener in self._listeners:
             try:
                 listener.on_event(event)
@@ -147,4 +178,9 @@ class Listeners:
                         type(listener).__name__,
                         event.name,
                         type(error).__name__,
+                        extra={
+                            "fuse_event": event.name,
+                            "fuse_call_no": event.call_no,
+                            "fuse_error": type(error).__name__,
+                        },
                     )

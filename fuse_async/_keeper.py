@@ -79,6 +79,7 @@ class Keeper:
                 " before it can, they will be found as unknown",
                 len(endings),
                 type(failure).__name__,
+                extra={"fuse_rows": len(endings), "fuse_error": type(failure).__name__},
             )
             for _, ending in endings:
                 if isinstance(ending, BaseException):

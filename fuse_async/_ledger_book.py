@@ -13,6 +13,7 @@ from pathlib import Path
 from fuse_async._clock import wall
 from fuse_async._ledger_jobs import (
     INTERRUPTED,
+    PROVE,
     ClaimJob,
     CloseJob,
     ForgetJob,
@@ -28,6 +29,7 @@ from fuse_async._ledger_locks import (
     refuse_network,
     remove_dead,
 )
+from fuse_async._ledger_results import RecordJob
 from fuse_async._ledger_schema import cause, connect, prepare, shown
 from fuse_async._ledger_values import Facts, LedgerError, NotRecorded
 from fuse_async.errors import ConfigurationError, FuseError, NotSent
@@ -47,7 +49,9 @@ class _Gone(Exception):
     """The file was removed or replaced while it was open."""
 
 
+# An owner's end, and what callbacks say of what it had under way.
 _END = f"UPDATE entries SET state = CASE state WHEN 1 THEN 5 ELSE 6 END, reason = '{INTERRUPTED}'"  # noqa: S608
+_PROVE_ALL = f"{PROVE} AND id IN (SELECT entry FROM results WHERE proven)"  # noqa: S608
 
 # Of the whole ledger, and not of one job.
 _Unusable = (OSError, LockTimeout, _Gone, FuseError)
@@ -132,7 +136,8 @@ class Book:
         its last word. An index of what is in flight would spare the search through all entries,
         and cost every single call more than the rare crash is worth.
         """
-        connection.execute(f"{_END} WHERE state < 3 AND owner IS ?", (owner,))
+        if connection.execute(f"{_END} WHERE state < 3 AND owner IS ?", (owner,)).rowcount:
+            connection.execute(_PROVE_ALL, (wall(),))
         row = connection.execute("SELECT token FROM owners WHERE id = ?", (owner,)).fetchone()
         connection.execute("DELETE FROM owners WHERE id = ?", (owner,))
         if owner is not None:
@@ -142,10 +147,12 @@ class Book:
 
     def let_go(self, connection: sqlite3.Connection) -> None:
         """End this owner's own claims in the same way."""
-        connection.executemany(
+        ended = connection.executemany(
             f"{_END} WHERE state < 3 AND id = ? AND serial = ? AND owner = {self.owner_id}",
             [(row_id, serial) for serial, row_id in self.held.items()],
         )
+        if ended.rowcount > 0:
+            connection.execute(_PROVE_ALL, (wall(),))
 
     def bury_the_dead(self, connection: sqlite3.Connection) -> None:
         """End the claims of every dead owner."""
@@ -216,11 +223,12 @@ class Book:
 
         Whoever handed them in waits for each before the next, so that no two of these depend on
         each other, and the order is free; what ends others first lets a claim see the end. Any
-        other job keeps its place.
+        other job keeps its place. Reports come last, when the most is known of their calls.
         """
         settles: list[SettleJob] = []
         sendings: list[SendingJob] = []
         claims: list[ClaimJob] = []
+        records: list[RecordJob] = []
 
         def flush() -> None:
             if settles:
@@ -229,7 +237,9 @@ class Book:
                 SendingJob.apply_all(sendings, self, connection)
             if claims:
                 ClaimJob.apply_all(claims, self, connection)
-            for done in (settles, sendings, claims):
+            for record in records:
+                record.apply(self, connection)
+            for done in (settles, sendings, claims, records):
                 done.clear()
 
         for job in jobs:
@@ -239,6 +249,8 @@ class Book:
                 sendings.append(job)
             elif isinstance(job, SettleJob):
                 settles.append(job)
+            elif isinstance(job, RecordJob):
+                records.append(job)
             else:
                 flush()
                 job.apply(self, connection)

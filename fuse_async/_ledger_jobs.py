@@ -16,6 +16,7 @@ from fuse_async._ledger_schema import (
     CLAIMED,
     ENTRY_COLUMNS,
     NOT_SENT,
+    QUEUED,
     REFUSED,
     SENDING,
     STATES,
@@ -39,7 +40,9 @@ if TYPE_CHECKING:
     from fuse_async._ledger_book import Book
 
 __all__ = [
+    "CALLED_BACK",
     "INTERRUPTED",
+    "PROVE",
     "ClaimJob",
     "CloseJob",
     "ForgetJob",
@@ -49,11 +52,22 @@ __all__ = [
     "ResolveJob",
     "SendingJob",
     "SettleJob",
+    "conflict_of",
     "entry_of",
+    "not_unknown",
 ]
 
 # The reason of an entry whose owner died.
 INTERRUPTED = "interrupted"
+# The reason of an entry that was anything but queued, until Fuse called back.
+CALLED_BACK = "called back"
+# A call was placed where Fuse has called back, also if an answer or a person said that it was not:
+# else its key could be sent again. Takes the time, and then whatever narrows it down.
+PROVE = (
+    f"UPDATE entries SET state = 3, reason = '{CALLED_BACK}', updated = ?"  # noqa: S608
+    " WHERE state BETWEEN 4 AND 6"
+    " AND EXISTS (SELECT 1 FROM results WHERE entry = entries.id AND proven)"
+)
 
 _CODES = {word: code for code, word in STATES.items()}
 
@@ -124,6 +138,8 @@ _RECLAIM = (
     " facts = ?, number = ?, postd = ?, updated = ?, campaign = ?, call_id = NULL, id_match = NULL,"
     " batch = NULL, sent = NULL, via = NULL, reason = NULL WHERE id = ?"
 )
+# Another call now: what was reported before is none of its news.
+_LET_GO = "UPDATE results SET entry = NULL, subject = 'before ' || id WHERE entry = ?"
 
 
 class ClaimJob(Job):
@@ -204,6 +220,7 @@ class ClaimJob(Job):
                     continue
                 row_id = answer
                 connection.execute(_RECLAIM, (serial, *row[3:], row_id))
+                connection.execute(_LET_GO, (row_id,))
             ours = Claimed(claim.key, claim.campaign, (row_id, serial))
             job.ours.append(ours)
             job.result.append(ours)
@@ -222,7 +239,7 @@ class ClaimJob(Job):
             # Nothing was placed under this key, so it may be for another call now.
             if state in (REFUSED, NOT_SENT):
                 return int(row_id)
-            conflict = _conflict(claim, facts, row)
+            conflict = conflict_of(claim, facts, row)
             if conflict is not None:
                 return conflict
             if state in STATES:
@@ -260,7 +277,8 @@ def _rows(
     ]
 
 
-def _conflict(claim: Claim, facts: bytes, row: Sequence[Any]) -> KeyConflict | None:
+def conflict_of(claim: Claim, facts: bytes, row: Sequence[Any]) -> KeyConflict | None:
+    """Return in what a claim differs from the call that had its key before, if it does."""
     before, place = row[16], claim.deployment
     if before == facts and row[12:14] == (place.application_id, place.deployment_id):
         return None
@@ -343,6 +361,12 @@ _SETTLE = (
 _IS_SETTLED = (
     "SELECT 1 FROM entries WHERE id = ? AND serial = ? AND owner = ? AND state = ? AND call_id IS ?"
 )
+_PROVE_CLAIM = f"{PROVE} AND id = ? AND serial = ? AND owner = ?"
+_AFTER_CALLBACK = (
+    "UPDATE entries SET call_id = coalesce(call_id, ?), via = coalesce(via, ?),"  # noqa: S608
+    " id_match = CASE WHEN call_id IS NULL THEN ? ELSE id_match END"
+    f" WHERE id = ? AND serial = ? AND owner = ? AND state = 3 AND reason = '{CALLED_BACK}'"
+)
 
 
 class SettleJob(Job):
@@ -384,6 +408,9 @@ class SettleJob(Job):
             for one in job.outcomes
         ]
         complete = connection.executemany(_SETTLE, rows).rowcount == len(rows)
+        doubtful = [(row[5], *row[6:]) for row in rows if row[0] != QUEUED]
+        if doubtful:
+            connection.executemany(_PROVE_CLAIM, doubtful)
         for job in jobs:
             job.error = None if complete else job._report(owner, connection)
 
@@ -392,15 +419,23 @@ class SettleJob(Job):
             one.claim.key
             for one in self.outcomes
             # That nothing was sent under a claim which somebody else took over is no news.
-            if one.outcome != "not_sent"
-            and not connection.execute(
-                _IS_SETTLED, (*one.claim.token, owner, _CODES[one.outcome], one.call_id)
-            ).fetchone()
+            if one.outcome != "not_sent" and not self._is_known(one, owner, connection)
         )
         if not keys:
             return None
         many = "1 claim was" if len(keys) == 1 else f"{len(keys)} claims were"
         return NotRecorded(f"{many} settled before, or taken over by somebody else.", keys=keys)
+
+    @staticmethod
+    def _is_known(one: Settled, owner: int, connection: sqlite3.Connection) -> bool:
+        """Whether a claim's outcome is on disk, or a callback was before it, which settles more
+        than any answer: of a late one only the id counts."""
+        token, state = one.claim.token, _CODES[one.outcome]
+        found = connection.execute(_IS_SETTLED, (*token, owner, state, one.call_id)).fetchone()
+        if found:
+            return True
+        queued = (one.call_id, one.via, one.id_match) if state == QUEUED else (None, None, "none")
+        return connection.execute(_AFTER_CALLBACK, (*queued, *token, owner)).rowcount == 1
 
 
 class ForgetJob(Job):
@@ -417,7 +452,8 @@ class CloseJob(ForgetJob):
     """Let go of everything that this ledger has claimed, and of its place among the owners."""
 
 
-def _not_unknown(key: str | None, state: int | None) -> FuseError:
+def not_unknown(key: str | None, state: int | None) -> FuseError:
+    """Return why a call that is in this state cannot be resolved."""
     what = (
         "The ledger has no such key."
         if state is None
@@ -467,7 +503,7 @@ class ResolveJob(Job):
                 ),
             )
         elif state != _CODES[self._outcome] or self._call_id not in (None, row[3]):
-            self.error = _not_unknown(self._key, state)
+            self.error = not_unknown(self._key, state)
 
 
 class ResolveBatchJob(Job):

@@ -28,7 +28,15 @@ from pathlib import Path
 from fuse_async._clock import SYSTEM_CLOCK
 from fuse_async.errors import ConfigurationError
 
-__all__ = ["CommitLock", "LockTimeout", "Owner", "create_private", "is_alive", "refuse_network"]
+__all__ = [
+    "CommitLock",
+    "LockTimeout",
+    "Owner",
+    "create_private",
+    "is_alive",
+    "network_share",
+    "refuse_network",
+]
 
 if sys.platform == "win32":  # pragma: no cover - the rest is the same there
     import msvcrt
@@ -282,10 +290,18 @@ def mount_type(folder: Path) -> str | None:
     return found
 
 
-def refuse_network(path: Path) -> None:
-    """Raise `ConfigurationError` if `path` is known to be on a network share."""
+def network_share(path: Path) -> str | None:
+    """Return the type of the network share that `path` is on, or None where none is known."""
     kind = mount_type(path.parent)
     if kind is None or not (kind in _NETWORK or _NETWORK_FUSE.fullmatch(kind)):
+        return None
+    return kind
+
+
+def refuse_network(path: Path) -> None:
+    """Raise `ConfigurationError` if `path` is known to be on a network share."""
+    kind = network_share(path)
+    if kind is None:
         return
     raise ConfigurationError(
         f"The ledger is on a network share (file system {kind}), where the locks that keep two"

@@ -7,6 +7,7 @@ version  what came with it
 =======  ======================================================================================
 1        `entries` and `owners`; a campaign was a name in each row
 2        `campaigns`, which number their uploads; `batch`, `sent`, `via`, `reason` of an entry
+3        `results`, what was learned of calls afterwards; a campaign's `facts`
 =======  ======================================================================================
 """
 
@@ -27,6 +28,7 @@ __all__ = [
     "NOT_SENT",
     "QUEUED",
     "REFUSED",
+    "RESULT_INDICES",
     "SCHEMA",
     "SENDING",
     "STATES",
@@ -44,18 +46,43 @@ CLAIMED, SENDING, QUEUED, REFUSED, NOT_SENT, UNKNOWN = range(1, 7)
 STATES = {QUEUED: "queued", REFUSED: "refused", NOT_SENT: "not_sent", UNKNOWN: "unknown"}
 
 _APPLICATION = 0x46755371  # "FuSq", in the header of each of our files
-SCHEMA = 2
+SCHEMA = 3
+
+# What was learned of a call: one row for each `entry`, or for each `subject` where no entry was
+# found. `news` is 0 for none, 1 for news, 2 once it was handled; `proven` is 1 after a callback.
+_RESULTS = """
+CREATE TABLE results (
+    id INTEGER PRIMARY KEY,
+    entry INTEGER UNIQUE,
+    subject TEXT UNIQUE,
+    campaign INTEGER,
+    call_id INTEGER,
+    details TEXT NOT NULL,
+    status TEXT NOT NULL,
+    final INTEGER NOT NULL,
+    source TEXT NOT NULL,
+    received REAL NOT NULL,
+    reports INTEGER NOT NULL,
+    proven INTEGER NOT NULL,
+    news INTEGER NOT NULL
+);
+CREATE INDEX results_by_call_id ON results (call_id) WHERE call_id IS NOT NULL;
+CREATE INDEX results_news ON results (received, id) WHERE news = 1;
+"""
 
 # Rows are in the order of their first claim and not of their keys: those of one upload lie
 # together, so that writing a thousand of them touches thirty pages and not a thousand. `owner` and
-# `serial` name the claim that wrote a row last; no two claims ever share them.
-_CREATE = """
+# `serial` name the claim that wrote a row last; no two claims ever share them. To find entries by
+# `call_id` or number takes indices, which slow down every call: `RESULT_INDICES` are made when the
+# first result is looked up.
+_CREATE = f"""
 CREATE TABLE meta (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE owners (
     id INTEGER PRIMARY KEY AUTOINCREMENT, token TEXT NOT NULL UNIQUE, pid INTEGER, since REAL
 );
 CREATE TABLE campaigns (
-    id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, batches INTEGER NOT NULL DEFAULT 0
+    id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, batches INTEGER NOT NULL DEFAULT 0,
+    facts TEXT
 );
 CREATE TABLE entries (
     id INTEGER PRIMARY KEY,
@@ -77,7 +104,16 @@ CREATE TABLE entries (
     via TEXT,
     reason TEXT
 );
+{_RESULTS}
 """
+
+RESULT_INDICES = {
+    "call_id": "CREATE INDEX IF NOT EXISTS entries_by_call_id ON entries (call_id)"
+    " WHERE call_id IS NOT NULL",
+    # Not of the campaign first, or it would be used to read a campaign, in the wrong order.
+    "number": "CREATE INDEX IF NOT EXISTS entries_by_number ON entries (substr(facts, 1, 8))"
+    " WHERE campaign IS NOT NULL",
+}
 
 _UPGRADES = {
     1: """
@@ -93,7 +129,11 @@ ALTER TABLE entries ADD COLUMN batch INTEGER;
 ALTER TABLE entries ADD COLUMN sent REAL;
 ALTER TABLE entries ADD COLUMN via TEXT;
 ALTER TABLE entries ADD COLUMN reason TEXT;
-"""
+""",
+    2: f"""
+{_RESULTS}
+ALTER TABLE campaigns ADD COLUMN facts TEXT;
+""",
 }
 
 # What an `Entry` is made of, in the order of `entry_of`.

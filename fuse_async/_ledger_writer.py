@@ -16,7 +16,7 @@ import contextlib
 import logging
 import queue
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fuse_async._clock import Clock, Timer
@@ -32,10 +32,12 @@ from fuse_async._ledger_jobs import (
     SendingJob,
     SettleJob,
 )
+from fuse_async._ledger_results import HandledJob, NoteJob, RecordJob
 from fuse_async._ledger_values import Claim, Claimed, Entry, Resolution, Settled, Via
+from fuse_async._reports import CallReport, Recorded
 from fuse_async.errors import KeyConflict, NotSent
 
-__all__ = ["Writer"]
+__all__ = ["Desk", "Writer"]
 
 _log = logging.getLogger("fuse_async.ledger")
 
@@ -46,16 +48,16 @@ _FIRST_GAP = 0.02
 _LONGEST_GAP = 1.0
 
 
-class Writer:
-    """Submits jobs to the thread and delivers their answers. Belongs to one loop at a time."""
+class Desk:
+    """Where callers hand in what they want of a ledger, and wait for it. In one loop at a time.
 
-    def __init__(self, book: Book, clock: Clock) -> None:
-        self._book = book
+    Whoever does the jobs, group by group, calls `deliver` for each group that is done.
+    """
+
+    def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._jobs: queue.SimpleQueue[list[Job] | None] = queue.SimpleQueue()
         self._gathered: list[Job] = []
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread: threading.Thread | None = None
         # Claims that were handed out and not settled, by serial.
         self._held: set[int] = set()
         self._pending = 0
@@ -80,8 +82,22 @@ class Writer:
         self._held.clear()
         self._pending = 0
         self._hand_in()
-        if self._thread is not None:
+        if self._begun:
             self._submit(ForgetJob(None))
+
+    # -- who does the jobs ---------------------------------------------------------------------
+
+    @property
+    def _begun(self) -> bool:
+        """Whether anything may have been claimed."""
+        raise NotImplementedError
+
+    def _begin(self) -> None:
+        """Be ready for jobs."""
+
+    def _pass_on(self, jobs: list[Job]) -> None:
+        """Have jobs done, after all that were passed on before."""
+        raise NotImplementedError
 
     # -- requests ------------------------------------------------------------------------------
 
@@ -132,11 +148,7 @@ class Writer:
 
     def _submit(self, job: Job) -> None:
         """Have a job done after all that were submitted before."""
-        if self._thread is None:
-            self._thread = threading.Thread(
-                target=_write, args=(self._jobs, self._book, self), daemon=True, name="fuse-ledger"
-            )
-            self._thread.start()
+        self._begin()
         job.loop = self._loop
         self._pending += 1
         self._gathered.append(job)
@@ -148,7 +160,7 @@ class Writer:
     def _hand_in(self) -> None:
         gathered, self._gathered = self._gathered, []
         if gathered:
-            self._jobs.put(gathered)
+            self._pass_on(gathered)
 
     async def _done(self, job: Job) -> Any:
         """Submit a job and wait for its answer. Cancelling ends the waiting and not the job."""
@@ -171,7 +183,11 @@ class Writer:
                 else:
                     future.set_result(job.result)
             elif job.error is not None:
-                _log.warning("what a cancelled caller had begun: %s", job.error)
+                _log.warning(
+                    "what a cancelled caller had begun: %s",
+                    job.error,
+                    extra={"fuse_error": type(job.error).__name__},
+                )
             if self._parked and isinstance(job, SettleJob):
                 for one in job.outcomes:
                     self._wake(one.claim.key)
@@ -257,9 +273,46 @@ class Writer:
                         "The ledger was closed while the call waited for its key.", reason="closed"
                     )
                 )
-        if self._thread is not None:
+        if self._begun:
             self._held.clear()
             await self._done(CloseJob(self._future()))
+
+
+class Writer(Desk):
+    """Has the jobs done by a thread, which is started with the first of them."""
+
+    def __init__(self, book: Book, clock: Clock) -> None:
+        super().__init__(clock)
+        self._book = book
+        self._jobs: queue.SimpleQueue[list[Job] | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    @property
+    def _begun(self) -> bool:
+        return self._thread is not None
+
+    def _begin(self) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(
+                target=_write, args=(self._jobs, self._book, self), daemon=True, name="fuse-ledger"
+            )
+            self._thread.start()
+
+    def _pass_on(self, jobs: list[Job]) -> None:
+        self._jobs.put(jobs)
+
+    async def record(self, reports: Sequence[CallReport]) -> list[Recorded]:
+        """Write what was learned of calls; return what was made of it."""
+        answer: list[Recorded] = await self._done(RecordJob(self._future(), reports))
+        return answer
+
+    async def handled(self, tokens: Sequence[Any]) -> None:
+        """Write that news was told."""
+        await self._done(HandledJob(self._future(), tokens))
+
+    async def note(self, campaign: str, facts: Mapping[str, Any]) -> None:
+        """Remember facts of a campaign."""
+        await self._done(NoteJob(self._future(), campaign, facts))
 
     def abandon(self) -> None:
         """End the thread without waiting, when nobody holds the ledger any more."""

@@ -10,72 +10,29 @@ so its slot cools for a margin longer. (Counting from the *start* of an attempt 
 a cold connection delivers one request late, a warm one delivers the next at once, and both arrive
 together.) The price is a rate of ``limit / (per + latency)``.
 
-What must always hold:
-- free + cooling + in flight == limit, and in flight <= max_in_flight.
-- A slot is granted to a waiter at the moment it comes free, never at the moment the waiter runs;
-  a waiter that was cancelled in between hands it on.
-- Nobody passes an earlier waiter of the same line; whoever arrives while others wait, waits.
-- There is one timer, for the next instant at which something can happen.
+What must always hold: free + cooling + in flight == limit, and in flight <= max_in_flight. Who
+waits, and in which order, is the business of `_lines`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import heapq
 import logging
 import os
 import weakref
 from bisect import insort
 from collections import deque
-from typing import Protocol
 
-from fuse_async._clock import SYSTEM_CLOCK, Clock, Timer
-from fuse_async._home import Home
-from fuse_async.errors import ConfigurationError, NotSent
+from fuse_async._clock import SYSTEM_CLOCK, Clock
+from fuse_async._lines import Limiter, Line, Lines, Slot, SupportsNext
 
 __all__ = ["Limiter", "SlidingWindowLimiter", "Slot", "SupportsNext"]
 
 _log = logging.getLogger("fuse_async.limiter")
 
-# After so many urgent grants in a row a waiting batch gets one: its least share is a sixth.
-_URGENT_IN_A_ROW = 5
 # Slowest pace under trouble: an eighth of the limit, as a doubling three times over.
-_SLOWEST = 8.0
-_RECOVERY = 0.9
-
-
-class Slot(Protocol):
-    """The right to send one request, held while it is under way."""
-
-    def release(self) -> None:
-        """The answer was read, or the attempt was given up; more than once does no harm."""
-
-    def give_back(self) -> None:
-        """Nothing left this process: the slot is free again at once."""
-
-
-class Limiter(Protocol):
-    """What the client needs of a limiter. Instants are those of a monotonic clock, in seconds."""
-
-    async def acquire(self, deadline: float, *, urgent: bool = False) -> Slot:
-        """Wait for a slot. Raises `NotSent` ("limiter") at once if it cannot come before
-        `deadline`, or ("deadline") when that passes. Cancelling loses no slot."""
-
-    def try_acquire(self) -> Slot | None:
-        """Take a slot if one is free and nobody waits."""
-
-    def pause(self, seconds: float) -> None:
-        """Grant nothing for `seconds` from now; lengthens a pause, never shortens one."""
-
-    def report(self, healthy: bool) -> None:
-        """Say how Fuse does, so that the limiter can slow down and recover."""
-
-
-class SupportsNext(Protocol):
-    """A limiter that can also put one request before everybody else."""
-
-    async def acquire_next(self, deadline: float) -> Slot:
-        """As `Limiter.acquire`, but the very next slot."""
+SLOWEST = 8.0
+RECOVERY = 0.9
 
 
 class _Slot:
@@ -103,54 +60,7 @@ class _Slot:
             limiter._given_back()
 
 
-class _Waiter:
-    __slots__ = ("deadline", "future", "gone", "line", "slot")
-
-    def __init__(self, future: asyncio.Future[None], deadline: float, line: _Line) -> None:
-        self.future = future
-        self.deadline = deadline
-        self.line = line
-        self.slot: _Slot | None = None
-        self.gone = False
-
-    def __lt__(self, other: _Waiter) -> bool:
-        return self.deadline < other.deadline
-
-
-class _Line:
-    """Waiters in order. Those that left stay until they reach the front or are half of it."""
-
-    __slots__ = ("_waiters", "live")
-
-    def __init__(self) -> None:
-        self._waiters: deque[_Waiter] = deque()
-        self.live = 0
-
-    def push(self, waiter: _Waiter) -> None:
-        self._waiters.append(waiter)
-        self.live += 1
-
-    def pop(self) -> _Waiter:
-        waiter = self._waiters.popleft()
-        while waiter.gone:
-            waiter = self._waiters.popleft()
-        self.live -= 1
-        return waiter
-
-    def leave(self, waiter: _Waiter) -> None:
-        waiter.gone = True
-        self.live -= 1
-        if len(self._waiters) > 2 * self.live + 64:
-            self._waiters = deque(waiter for waiter in self._waiters if not waiter.gone)
-
-    def clear(self) -> None:
-        for waiter in self._waiters:
-            waiter.gone = True
-        self._waiters.clear()
-        self.live = 0
-
-
-class SlidingWindowLimiter:
+class SlidingWindowLimiter(Lines):
     """At most `limit` requests in any window of `per` seconds, as the server sees them.
 
     **Per process, and since it was made**: other processes, and what an earlier process sent just
@@ -169,28 +79,7 @@ class SlidingWindowLimiter:
     May be made outside of a loop; is not thread-safe.
     """
 
-    __slots__ = (
-        "__weakref__",
-        "_clock",
-        "_cooling",
-        "_deadlines",
-        "_free",
-        "_home",
-        "_in_flight",
-        "_limit",
-        "_max_in_flight",
-        "_next",
-        "_normal",
-        "_paused_until",
-        "_per",
-        "_slower_after",
-        "_slowness",
-        "_timer",
-        "_timer_at",
-        "_urgent",
-        "_urgent_in_a_row",
-        "_waiting",
-    )
+    __slots__ = ("_cooling", "_free", "_paused_until", "_slower_after", "_slowness")
 
     def __init__(
         self,
@@ -200,29 +89,13 @@ class SlidingWindowLimiter:
         *,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        for name, value in (("limit", limit), ("max_in_flight", max_in_flight)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ConfigurationError(f"{name} must be a whole number of 1 or more.")
-        if isinstance(per, bool) or not isinstance(per, (int, float)) or not 0 < per < float("inf"):
-            raise ConfigurationError("per must be a number of seconds above 0.")
-        self._limit = limit
-        self._per = float(per)
-        self._max_in_flight = max_in_flight
-        self._clock = clock
-        self._home = Home("limiter", lambda: bool(self._waiting or self._in_flight))
+        super().__init__(limit, per, max_in_flight, clock)
         self._free = limit
-        self._in_flight = 0
         # Instants at which cooling slots are free again, soonest first.
         self._cooling: deque[float] = deque()
-        self._next, self._urgent, self._normal = _Line(), _Line(), _Line()
-        self._waiting = 0
-        self._urgent_in_a_row = 0
-        self._deadlines: list[_Waiter] = []
         self._paused_until: float | None = None
         self._slowness = 1.0
         self._slower_after = float("-inf")
-        self._timer: Timer | None = None
-        self._timer_at = float("inf")
         _made.add(self)
         _log.info(
             "limit of %d requests per %g s, for this process (%d) and since it was made; other"
@@ -289,44 +162,17 @@ class SlidingWindowLimiter:
             return slot
         return await self._wait(deadline, self._next)
 
-    async def _wait(self, deadline: float, line: _Line) -> Slot:
+    async def _wait(self, deadline: float, line: Line) -> Slot:
         if self._home.enter():
             self._settle_in()
         now = self._clock.now()
         ahead = self._ahead(line)
         earliest = self._earliest(ahead, now)
         if earliest > deadline:
-            raise NotSent(
-                f"The limit of {self._limit} requests per {self._per:g} s would allow this call in"
-                f" {earliest - now:.1f} s at the earliest, {ahead} others go before it, and its"
-                f" deadline is in {max(0.0, deadline - now):.1f} s.",
-                reason="limiter",
-                retry_after=earliest - now,
-                hint="Hand it in later, allow a longer timeout, or queue many calls as one batch.",
-            )
-        waiter = _Waiter(asyncio.get_running_loop().create_future(), deadline, line)
-        line.push(waiter)
-        self._waiting += 1
-        if len(self._deadlines) > 2 * self._waiting + 64:
-            self._deadlines = [other for other in self._deadlines if not other.gone]
-            heapq.heapify(self._deadlines)
-        heapq.heappush(self._deadlines, waiter)
+            raise self._too_late(earliest - now, ahead, deadline - now)
+        waiter = self._join(deadline, line)
         self._arm(now)
-        try:
-            await waiter.future
-        except BaseException:
-            if waiter.slot is not None:
-                waiter.slot.give_back()
-            elif not waiter.gone:
-                self._leave(waiter)
-            raise
-        if waiter.slot is None:
-            raise NotSent(
-                "The deadline passed while the call waited for the limiter.",
-                reason="deadline",
-                hint="Hand it in later, or allow a longer timeout.",
-            )
-        return waiter.slot
+        return await self._turn_of(waiter)
 
     # -- giving it up --------------------------------------------------------------------------
 
@@ -352,7 +198,7 @@ class SlidingWindowLimiter:
         garbage collector after its loop is gone."""
         loop = self._home.loop
         if loop is asyncio._get_running_loop():
-            self._grant(now)
+            self._serve(now)
         elif loop is not None and not loop.is_closed():
             loop.call_soon_threadsafe(self._tick)
 
@@ -369,15 +215,15 @@ class SlidingWindowLimiter:
         times; each good answer takes a tenth off again."""
         if healthy:
             if self._slowness > 1.0:
-                slowness = self._slowness * _RECOVERY
+                slowness = self._slowness * RECOVERY
                 self._slowness = slowness if slowness > 1.05 else 1.0
                 if self._slowness == 1.0:
                     _log.info("back to the full limit")
             return
         now = self._clock.now()
-        if now < self._slower_after or self._slowness >= _SLOWEST:
+        if now < self._slower_after or self._slowness >= SLOWEST:
             return
-        self._slowness = min(_SLOWEST, self._slowness * 2.0)
+        self._slowness = min(SLOWEST, self._slowness * 2.0)
         # One answer of trouble is news, eight in flight at that moment are the same news.
         self._slower_after = now + self._per * self._slowness
         _log.info("Fuse struggles: %.1f times slower from now on", self._slowness)
@@ -395,11 +241,9 @@ class SlidingWindowLimiter:
             self._free += 1
         return self._free > 0
 
-    def _grant(self, now: float) -> None:
+    def _serve(self, now: float) -> None:
         while self._waiting and self._in_flight < self._max_in_flight and self._refresh(now):
-            waiter = self._pick().pop()
-            self._waiting -= 1
-            waiter.gone = True
+            waiter = self._pop()
             if waiter.future.done():  # cancelled, but its task has not run yet
                 continue
             if waiter.deadline < now:  # the timer is late: the machine slept, or the loop was busy
@@ -407,31 +251,11 @@ class SlidingWindowLimiter:
                 continue
             self._free -= 1
             self._in_flight += 1
-            waiter.slot = _Slot()
-            waiter.slot._limiter = self
+            slot = _Slot()
+            slot._limiter = self
+            waiter.slot = slot
             waiter.future.set_result(None)
         self._arm(now)
-
-    def _pick(self) -> _Line:
-        if self._next.live:
-            return self._next
-        if not self._normal.live or (
-            self._urgent.live and self._urgent_in_a_row < _URGENT_IN_A_ROW
-        ):
-            self._urgent_in_a_row += 1
-            return self._urgent
-        self._urgent_in_a_row = 0
-        return self._normal
-
-    def _ahead(self, line: _Line) -> int:
-        """How many of those who wait go before a newcomer of `line`, at the least."""
-        if line is self._next:
-            return self._next.live
-        if line is self._urgent:
-            return self._next.live + self._urgent.live
-        others = self._normal.live
-        passing = max(0, _URGENT_IN_A_ROW - self._urgent_in_a_row) + others * _URGENT_IN_A_ROW
-        return self._next.live + others + min(self._urgent.live, passing)
 
     def _earliest(self, ahead: int, now: float) -> float:
         """When a waiter with `ahead` before it can start, if everything goes well."""
@@ -450,66 +274,16 @@ class SlidingWindowLimiter:
                 first = min(first, self._cooling[place])
         return max(start, first) + rounds * self._per
 
-    # -- time ----------------------------------------------------------------------------------
-
-    def _arm(self, now: float) -> None:
-        """See to it that the timer fires at the next instant at which something can happen."""
-        if not self._waiting:
-            return
-        at = float("inf")
-        if self._in_flight < self._max_in_flight:
-            if self._free:
-                at = now
-            elif self._cooling:
-                at = self._cooling[0]
-            if self._paused_until is not None:
-                at = max(at, self._paused_until)
-        while self._deadlines[0].gone:  # whoever waits is in the heap, so it does not run empty
-            heapq.heappop(self._deadlines)
-        at = min(at, self._deadlines[0].deadline)
-        if at < self._timer_at:
-            self._disarm()
-            self._timer_at = at
-            self._timer = self._clock.call_at(at, self._tick)
-
-    def _disarm(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = None
-        self._timer_at = float("inf")
-
-    def _tick(self) -> None:
-        self._disarm()
-        now = self._clock.now()
-        self._grant(now)
-        while self._deadlines and (self._deadlines[0].gone or self._deadlines[0].deadline <= now):
-            waiter = heapq.heappop(self._deadlines)
-            if not waiter.gone:
-                self._leave(waiter)
-                if not waiter.future.done():
-                    waiter.future.set_result(None)
-        self._arm(now)
-
-    def _leave(self, waiter: _Waiter) -> None:
-        waiter.line.leave(waiter)
-        self._waiting -= 1
-
-    # -- loops ---------------------------------------------------------------------------------
-
-    def _alone_after_all(self) -> bool:
-        """Whether those who seem to wait belong to a loop that is gone."""
-        if self._home.enter():
-            self._settle_in()
-        return not self._waiting
-
-    def _settle_in(self) -> None:
-        """On a new loop: nobody waits yet. Slots in flight need no care: a coroutine that a dead
-        loop left behind releases its slot when it is cancelled or collected."""
-        self._disarm()
-        for line in (self._next, self._urgent, self._normal):
-            line.clear()
-        self._waiting = 0
-        self._deadlines.clear()
+    def _due(self, now: float) -> float:
+        if self._in_flight >= self._max_in_flight:
+            return float("inf")
+        if self._free:
+            at = now
+        elif self._cooling:
+            at = self._cooling[0]
+        else:
+            return float("inf")
+        return at if self._paused_until is None else max(at, self._paused_until)
 
 
 # A forked child holds a copy of each limiter, with slots that are its parent's. The quick way has

@@ -7,13 +7,14 @@ import logging
 from collections import Counter
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from fuse_async._batches import Assembler, Batch, BatchStream, Halt, Sent, prepared, replay
 from fuse_async._bulk import bulk_request
 from fuse_async._bulk_answers import RowAnswer
 from fuse_async._claims import claim_of, known, still_in_flight
 from fuse_async._engine import Engine, check_seconds, outcome_if_given_up, outcome_of
+from fuse_async._events import Outcome
 from fuse_async._keeper import Keeper
 from fuse_async._ledger_values import Claim, Claimed, Entry
 from fuse_async._limiter import Slot
@@ -51,7 +52,7 @@ _MOST_ROWS = 10_000
 _MOST_BYTES = 1_999_999
 _ATTEMPT_TIMEOUT = 300.0
 # Outcomes are made in portions, so that 10,000 of them do not hold up the loop.
-_PORTION = 1000
+_PORTION = 250
 
 # After these the next list would fare no better: wrong key, wrong place, gone.
 _ENDS_THE_LIST = (Unauthorized, Forbidden, NotFound, MethodNotAllowed, Deleted)
@@ -130,6 +131,15 @@ class Lists:
                 result.unknown,
                 result.duplicates,
                 result.invalid,
+                extra={
+                    "fuse_rows": len(result.rows),
+                    "fuse_queued": result.queued,
+                    "fuse_refused": result.refused,
+                    "fuse_not_sent": result.not_sent,
+                    "fuse_unknown": result.unknown,
+                    "fuse_duplicates": result.duplicates,
+                    "fuse_invalid": result.invalid,
+                },
             )
         return result
 
@@ -190,10 +200,14 @@ class Lists:
     ) -> BatchStream:
         engine = self._engine
         halt = Halt()
+        context = engine.context
 
         def send(batch: Batch) -> asyncio.Task[Sent]:
             engine.enter()
             ticket = engine.ticket("batch", timeout, deployment)
+            ticket.rows = len(batch.rows)
+            # Its own copy: a context can be entered once at a time.
+            ticket.context = None if context is None else context.copy()
             # Open from now on, so that closing the client waits for it.
             engine.runner.open.add(ticket)
             halt.uploads.add(ticket)
@@ -203,10 +217,15 @@ class Lists:
                 halt.uploads.discard(ticket)
                 if ticket in engine.runner.open:  # the loop ended before the task began
                     engine.runner.close(ticket)
-                    engine.ended(ticket, "not_sent", rows=len(batch.rows))
+                    engine.ended(ticket, "not_sent", rows={"not_sent": len(batch.rows)})
 
             upload.add_done_callback(over)
             return upload
+
+        def unsent(rows: int) -> None:
+            ticket = engine.ticket("batch", timeout, deployment)
+            ticket.rows = rows
+            engine.ended(ticket, "not_sent", error=halt.error(), rows={"not_sent": rows})
 
         return BatchStream(
             source,
@@ -214,7 +233,7 @@ class Lists:
             max_rows,
             halt,
             send,
-            lambda rows: engine.count("not_sent", rows),
+            unsent,
         )
 
     async def _send(
@@ -233,8 +252,10 @@ class Lists:
             else:
                 sent = await self._kept(engine.keeper, ticket, batch, deployment, campaign, halt)
         except BaseException as given_up:
-            engine.ended(ticket, outcome_if_given_up(ticket), error=given_up, rows=rows)
+            fate = outcome_if_given_up(ticket)
+            engine.ended(ticket, fate, error=given_up, rows={fate: rows})
             raise
+        ticket.rows = rows
         if sent.stops:
             _stop(sent, halt)
         elif (
@@ -255,14 +276,10 @@ class Lists:
                 error,
             )
         if sent.error is None:
-            engine.ended(ticket, "queued", rows=rows)
+            engine.ended(ticket, "queued", rows={"queued": rows})
         else:
-            counts = Counter(row.outcome for row in sent.rows)
-            common = outcome_of(sent.error)
-            for outcome in ("queued", "refused", "not_sent", "unknown"):
-                if outcome != common:
-                    engine.count(outcome, counts[outcome])
-            engine.ended(ticket, common, error=sent.error, rows=counts[common])
+            counts = cast("Counter[Outcome]", Counter(row.outcome for row in sent.rows))
+            engine.ended(ticket, outcome_of(sent.error), error=sent.error, rows=counts)
         return sent
 
     async def _kept(
@@ -348,6 +365,7 @@ class Lists:
         """Upload a batch and say what became of each row. Raises only when cancelled."""
         engine, group = self._engine, batch.group
         ticket.attempt_timeout = _ATTEMPT_TIMEOUT
+        ticket.rows = len(batch.rows)  # of a list whose other rows a ledger knows, only these
         digits = [row.digits for row in batch.rows]
         url = group.schedule.result_url
         subject = engine.subject("batch", None, *([url] if url else []))

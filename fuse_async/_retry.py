@@ -13,13 +13,14 @@ import logging
 import math
 import random
 from collections.abc import Awaitable, Callable
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, TypeVar
 
 import attrs
 from tenacity import AsyncRetrying, RetryCallState
 from tenacity.wait import wait_base, wait_random_exponential
 
 from fuse_async._clock import Clock
+from fuse_async._events import Kind
 from fuse_async.errors import ConfigurationError, FuseError
 
 __all__ = [
@@ -36,8 +37,6 @@ __all__ = [
 _log = logging.getLogger("fuse_async")
 
 T = TypeVar("T")
-
-Kind = Literal["call", "read", "cancel", "batch"]
 
 
 class Cause(enum.Enum):
@@ -221,14 +220,20 @@ class _Loop(Generic[T]):
             return bool(await verdict if inspect.isawaitable(verdict) else verdict)
         except Exception as error:
             # The call still has an outcome of its own, and a broken predicate must not hide it.
-            _log.error("the retry predicate failed with %s: no retry", type(error).__name__)
+            name = type(error).__name__
+            _log.error(
+                "the retry predicate failed with %s: no retry", name, extra={"fuse_error": name}
+            )
             return False
 
     def pause(self, state: RetryCallState) -> float:
         try:
             pause = float(self.policy.wait(state))
         except Exception as error:
-            _log.error("the retry wait failed with %s: default used", type(error).__name__)
+            name = type(error).__name__
+            _log.error(
+                "the retry wait failed with %s: default used", name, extra={"fuse_error": name}
+            )
             pause = math.nan
         if not 0 <= pause < math.inf:
             pause = float(_DEFAULT_WAIT(state))

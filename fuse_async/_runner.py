@@ -7,13 +7,23 @@ sits inside of the retries, since each attempt is a request at the server.
 from __future__ import annotations
 
 import asyncio
+import contextvars
+import itertools
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol, TypeVar
 
 import attrs
 
 from fuse_async._clock import Clock, Timer
-from fuse_async._events import CallAnswered, CallRetried, CallSent, CallWaiting, Listeners
+from fuse_async._events import (
+    CallAnswered,
+    CallRetried,
+    CallSent,
+    CallWaiting,
+    Event,
+    Kind,
+    Listeners,
+)
 from fuse_async._http import Answer, Lost, NeverLeft, Request, Result
 from fuse_async._interrupt import Interruptible
 from fuse_async._limiter import Limiter, Slot
@@ -22,7 +32,6 @@ from fuse_async._retry import (
     Budget,
     Cause,
     Failure,
-    Kind,
     RetryPolicy,
     resend,
 )
@@ -41,6 +50,8 @@ from fuse_async.errors import (
 __all__ = ["Counters", "Runner", "Ticket", "ended_failure"]
 
 T = TypeVar("T")
+
+_clients = itertools.count(1)
 
 # Fuse documents no 429 and no header with it; without a time to come back, everybody waits this.
 _PAUSE_AFTER_429 = 1.0
@@ -90,6 +101,8 @@ class Ticket:
     `held` is the ledger's claim on the call, where there is one.
     `before_sending` is awaited once, when there is a slot and before anything may leave; what it
     raises ends the request unsent.
+    `rows`: how many calls it carries. `context` is that of its caller, where the ticket is run by a
+    task of the client's own: listeners and log filters are called in it.
     `worst` is the worst failure so far: no answer, over answered, over never left.
     """
 
@@ -111,6 +124,8 @@ class Ticket:
     attempt_timeout: float | None = None
     held: Any = None
     before_sending: Callable[[], Awaitable[None]] | None = None
+    rows: int = 1
+    context: contextvars.Context | None = None
 
     def end(self, reason: NotSentReason) -> None:
         """See that nothing more is sent; ends a wait or a pause at once."""
@@ -154,6 +169,7 @@ class Runner:
     __slots__ = (
         "_attempt_timeout",
         "_budget",
+        "_client_no",
         "_clock",
         "_idle",
         "_limiter",
@@ -186,8 +202,26 @@ class Runner:
         self._budget = Budget(policy.budget, clock)
         self._idle: set[asyncio.Future[None]] = set()
         self._slowest = 0.0
+        self._client_no = next(_clients)
         self.counters = Counters()
         self.open: set[Ticket] = set()
+
+    def tell(self, ticket: Ticket, event: type[Event], **facts: Any) -> None:
+        """Tell the listeners. Asked for only where there are some: without them nothing is made."""
+        place = ticket.place
+        self._listeners.emit(
+            event(
+                call_no=ticket.call_no,
+                key=ticket.key,
+                tag=ticket.tag,
+                client_no=self._client_no,
+                kind=ticket.kind,
+                rows=ticket.rows,
+                deployment=None if place is None else f"{place[0]}/{place[1]}",
+                **facts,
+            ),
+            ticket.context,
+        )
 
     # -- one logical request -------------------------------------------------------------------
 
@@ -284,16 +318,7 @@ class Runner:
         cause = str(status) if status is not None else getattr(result, "reason", "")
         ticket.attempts.append(Attempt(number, cause, status, 0.0, seconds))
         if status is not None and self._listeners:
-            self._listeners.emit(
-                CallAnswered(
-                    call_no=ticket.call_no,
-                    key=ticket.key,
-                    tag=ticket.tag,
-                    attempt=number,
-                    status=status,
-                    seconds=seconds,
-                )
-            )
+            self.tell(ticket, CallAnswered, attempt=number, status=status, seconds=seconds)
         outcome = judge(result)
         self._tell_limiter(result, outcome)
         if isinstance(outcome, Failure):
@@ -353,9 +378,7 @@ class Runner:
         else:
             self._budget.earn()
         if self._listeners:
-            self._listeners.emit(
-                CallSent(call_no=ticket.call_no, key=ticket.key, tag=ticket.tag, attempt=number)
-            )
+            self.tell(ticket, CallSent, attempt=number)
 
     def _tell_limiter(self, result: Result, outcome: Any) -> None:
         if isinstance(result, Answer):
@@ -381,9 +404,7 @@ class Runner:
                 "Hand it in again later; the guard's max_waiting sets the bound.",
             )
         if self._listeners:
-            self._listeners.emit(
-                CallWaiting(call_no=ticket.call_no, key=ticket.key, tag=ticket.tag)
-            )
+            self.tell(ticket, CallWaiting)
         slot: Slot | None = None
         failure: Failure | None = None
         since = self._clock.now()
@@ -433,16 +454,13 @@ class Runner:
         last = ticket.attempts[-1]
         ticket.attempts[-1] = attrs.evolve(last, pause=pause)
         if self._listeners:
-            self._listeners.emit(
-                CallRetried(
-                    call_no=ticket.call_no,
-                    key=ticket.key,
-                    tag=ticket.tag,
-                    attempt=last.number,
-                    cause=last.cause,
-                    pause=pause,
-                    time_left=ticket.deadline - self._clock.now() - pause,
-                )
+            self.tell(
+                ticket,
+                CallRetried,
+                attempt=last.number,
+                cause=last.cause,
+                pause=pause,
+                time_left=ticket.deadline - self._clock.now() - pause,
             )
 
     # -- the end -------------------------------------------------------------------------------

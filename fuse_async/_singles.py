@@ -178,15 +178,12 @@ class Singles:
             raise
         if text is None:
             return
-        if self._engine.listeners:
-            self._engine.emit(
-                CallWarned(
-                    call_no=ticket.call_no, key=ticket.key, tag=ticket.tag, call_site=str(site)
-                )
-            )
         warnings.warn_explicit(
             text, SingleCallLoopWarning, site.filename, site.lineno, module=site.module
         )
+        # Not where the warning is an error: then nothing follows, and an event is never the last.
+        if self._engine.listeners:
+            self._engine.runner.tell(ticket, CallWarned, call_site=str(site))
 
     # -- together ------------------------------------------------------------------------------
 
@@ -204,11 +201,11 @@ class Singles:
             engine.ended(ticket, "not_sent", error=refusal)
             raise refusal
         assert ticket.place is not None
-        context = contextvars.copy_context() if engine.listeners else None
+        ticket.context = context = engine.context
         member = Member(call, row, ticket.place, ticket.deadline, ticket, site, context)
         ticket.wait = member
         if engine.listeners:
-            engine.emit(CallWaiting(call_no=ticket.call_no, key=ticket.key, tag=ticket.tag))
+            engine.runner.tell(ticket, CallWaiting)
         engine.runner.open.add(ticket)
         counters.waiting += 1
         try:
@@ -230,10 +227,10 @@ class Singles:
             self._waited(member)
         engine.runner.close(ticket)
         if isinstance(ending, QueuedCall):
-            engine.ended(ticket, "queued", call_id=ending.call_id, context=member.context)
+            engine.ended(ticket, "queued", call_id=ending.call_id)
         else:
             outcome = outcome_of(ending) if isinstance(ending, FuseError) else "not_sent"
-            engine.ended(ticket, outcome, error=ending, context=member.context)
+            engine.ended(ticket, outcome, error=ending)
         if member.riding and isinstance(ending, (QueuedCall, FuseError)):
             late = member.answer.done() and not member.answer.cancelled()
             self._commit.arrived(member, ending)
@@ -317,17 +314,14 @@ class Singles:
         if engine.keeper is not None:
             engine.keeper.hold(ticket, [member.ticket.held for member in members], as_list=True)
         self._batches += 1
-        for member in members:
-            if member.context is not None:
-                engine.emit(
-                    CallBatched(
-                        call_no=member.ticket.call_no,
-                        key=member.ticket.key,
-                        tag=member.ticket.tag,
-                        batch_no=self._batches,
-                        size=len(members),
-                    ),
-                    member.context,
+        if engine.listeners:
+            for member in members:
+                engine.runner.tell(
+                    member.ticket,
+                    CallBatched,
+                    batch_no=self._batches,
+                    size=len(members),
+                    upload=ticket.call_no,
                 )
         try:
             sent = await self._lists.carry(ticket, batch, Deployment(*members[0].place), slot)

@@ -35,7 +35,12 @@ refused     claimed            `claim`
 not_sent    claimed            `claim`
 unknown     queued, not_sent   `resolve`
 unknown     any of the four    `settle`, by the very claim: an answer that came late after all
+the last 3  queued             Fuse called back (`record`): then it was placed, whoever said what
 ==========  =================  =================================================================
+
+What a live owner is sending is left to it; if it settles that otherwise than as queued, a callback
+that came before counts. What a status or a call log says is kept and never settles an entry. So no
+report makes a call one that may be sent again.
 
 An owner is an open ledger object. It is dead when the lock on its owner file is free, which the
 system sees to however a process ends. If a live owner's file is removed by mistake, it is taken for
@@ -45,13 +50,14 @@ dead: then its `sending` fails before anything leaves, and what was leaving coun
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import warnings
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TypeVar
 
 from fuse_async._bulk import metadata_text
 from fuse_async._clock import SYSTEM_CLOCK, Clock
@@ -67,6 +73,7 @@ from fuse_async._ledger_values import (
     Settled,
     Via,
 )
+from fuse_async._reports import CallReport, CallResult, Recorded, ResultBook
 from fuse_async.errors import ConfigurationError, KeyConflict, mask
 
 if TYPE_CHECKING:
@@ -74,16 +81,23 @@ if TYPE_CHECKING:
     from fuse_async._ledger_writer import Writer
 
 __all__ = [
+    "CallReport",
+    "CallResult",
     "Claim",
     "Claimed",
     "Entry",
     "Ledger",
     "LedgerError",
     "NotRecorded",
+    "Recorded",
+    "ResultBook",
     "Settled",
     "SqliteLedger",
     "metadata_text",
 ]
+
+R = TypeVar("R", bound="Reader[Any]")
+T = TypeVar("T")
 
 
 class Ledger(Protocol):
@@ -161,6 +175,18 @@ def _row_key(secret: bytes, campaign: str, digits: str, postd: str | None) -> st
     return f"campaign:{found.translate(_LETTERS)}"
 
 
+async def row_keys_of(
+    secret: bytes, campaign: str, people: Sequence[tuple[str, str | None]]
+) -> Sequence[str]:
+    """Return the keys of many rows; the loop gets its turns meanwhile."""
+    keys = []
+    for digits, postd in people:
+        keys.append(_row_key(secret, campaign, digits, postd))
+        if len(keys) % 1000 == 0:
+            await asyncio.sleep(0)
+    return keys
+
+
 class SqliteLedger:
     """A ledger in one file, for the processes of one host.
 
@@ -172,8 +198,10 @@ class SqliteLedger:
         rests on are not reliable there.
     numbers
         ``"full"`` (default) keeps the numbers called, which is how an unknown call can be looked
-        up in the call logs; ``"hash"`` keeps only a keyed hash. The key is in the same file: it
-        keeps numbers out of sight, not from somebody who has the file and tries all numbers.
+        up in the call logs; ``"hash"`` keeps only a keyed hash, also of what is reported of a call
+        (its own fields and events are kept, nothing that `CallDetails` has no name for). The key is
+        in the same file: it keeps numbers out of sight, not from somebody who has the file and
+        tries all numbers.
 
     Everything is written by one thread, which puts what gathers during one commit into the next
     (WAL, ``synchronous=FULL``). Made outside a loop, opened at its first use, used in one loop at
@@ -230,7 +258,7 @@ class SqliteLedger:
 
     async def resolve(self, key: str, outcome: Resolution, call_id: int | None = None) -> None:
         """Write what somebody found out about an unknown call; see `Ledger.resolve`."""
-        _check_resolution(outcome)
+        check_resolution(outcome)
         if call_id is not None and outcome != "queued":
             raise ConfigurationError("Only a queued call has a call_id.")
         await self._enter().resolve(key, outcome, call_id)
@@ -240,24 +268,22 @@ class SqliteLedger:
 
         Returns how many they were. Raises `LedgerError` where it cannot be written.
         """
-        _check_resolution(outcome)
+        check_resolution(outcome)
         return await self._enter().resolve_batch(campaign, batch, outcome)
 
-    async def entries(
+    def entries(
         self, *, outcome: EntryOutcome | None = None, campaign: str | None = None
     ) -> AsyncGenerator[Entry, None]:
         """Read the entries; see `Ledger.entries`."""
-        reader = await self._reader(outcome, campaign)
-        try:
-            while (page := await asyncio.to_thread(reader.page)) is not None:
-                for entry in page:
-                    yield entry
-        finally:
-            reader.close()
+        from fuse_async._ledger_reader import EntryReader
+
+        return self._read(EntryReader(self._real_path(), outcome, campaign))
 
     async def summary(self) -> Mapping[str, int]:
         """Count the entries by outcome; see `Ledger.summary`."""
-        reader = await self._reader(None, None)
+        from fuse_async._ledger_reader import EntryReader
+
+        reader = await self._opened(EntryReader(self._real_path()))
         try:
             return await asyncio.to_thread(reader.count)
         finally:
@@ -274,12 +300,63 @@ class SqliteLedger:
         writer = self._enter()
         if not self._secret:
             self._secret = await writer.secret()
-        keys = []
-        for digits, postd in people:
-            keys.append(_row_key(self._secret, campaign, digits, postd))
-            if len(keys) % 1000 == 0:
-                await asyncio.sleep(0)
-        return keys
+        return await row_keys_of(self._secret, campaign, people)
+
+    # -- what is learned afterwards --------------------------------------------------------------
+
+    async def record(self, reports: Sequence[CallReport]) -> Sequence[Recorded]:
+        """Write what was learned of calls; see `ResultBook.record`.
+
+        A report that names a key is about that key's call, and nothing else is looked at. Else an
+        id names its call, whatever its campaign, unless it was only assumed and the numbers
+        differ; then the number does, within the report's campaign. Of several calls with that
+        number, one that was placed and has no final result goes first; if there are still several,
+        the report is kept as unmatched, by its call id or its content. The first report that needs
+        it makes an index of ids or numbers, which takes a second or two for a million entries.
+        """
+        writer = self._enter()
+        return await writer.record(reports) if reports else []
+
+    async def handled(self, recorded: Sequence[Recorded]) -> None:
+        """Write that news was told; see `ResultBook.handled`. What is no news needs no telling."""
+        writer = self._enter()
+        tokens = [one.token for one in recorded if one.token is not None]
+        if tokens:
+            await writer.handled(tokens)
+
+    def unhandled(self) -> AsyncGenerator[Recorded, None]:
+        """Read the news that nobody was told of; see `ResultBook.unhandled`."""
+        from fuse_async._ledger_reader import NewsReader
+
+        return self._read(NewsReader(self._real_path()))
+
+    def results(
+        self, *, campaign: str | None = None, unmatched: bool = False
+    ) -> AsyncGenerator[CallResult, None]:
+        """Read each call with what was learned of it; see `ResultBook.results`."""
+        from fuse_async._ledger_reader import ResultReader
+
+        return self._read(ResultReader(self._real_path(), campaign, unmatched))
+
+    async def note_campaign(self, campaign: str, facts: Mapping[str, Any]) -> None:
+        """Remember a campaign's circumstances; see `ResultBook.note_campaign`.
+
+        Raises `ConfigurationError` for what is not JSON, `LedgerError` where it cannot be written.
+        """
+        writer = self._enter()
+        await writer.note(campaign, _json_copy(facts))
+
+    async def campaign_facts(self, campaign: str) -> Mapping[str, Any] | None:
+        """Return what was remembered of a campaign; see `ResultBook.campaign_facts`."""
+        from fuse_async._ledger_reader import EntryReader
+
+        reader = await self._opened(EntryReader(self._real_path()))
+        try:
+            return await asyncio.to_thread(reader.facts, campaign)
+        finally:
+            reader.close()
+
+    # -- the end ---------------------------------------------------------------------------------
 
     async def aclose(self) -> None:
         """Settle what is held as after a crash, write what is left, and let go of the file.
@@ -342,10 +419,9 @@ class SqliteLedger:
         # Of one file with two names, the locks beside it must be the same.
         return Path(os.path.realpath(self._path))
 
-    async def _reader(self, outcome: EntryOutcome | None, campaign: str | None) -> Reader:
-        from fuse_async._ledger_reader import OldSchema, Reader
+    async def _opened(self, reader: R) -> R:
+        from fuse_async._ledger_reader import OldSchema
 
-        reader = Reader(self._real_path(), outcome, campaign)
         try:
             await asyncio.to_thread(reader.open)
         except OldSchema:
@@ -353,7 +429,32 @@ class SqliteLedger:
             await asyncio.to_thread(reader.open)
         return reader
 
+    async def _read(self, reader: Reader[T]) -> AsyncGenerator[T, None]:
+        await self._opened(reader)
+        try:
+            while (page := await asyncio.to_thread(reader.page)) is not None:
+                for one in page:
+                    yield one
+        finally:
+            reader.close()
 
-def _check_resolution(outcome: str) -> None:
+
+def _json_copy(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return facts as they will be read again."""
+    given = dict(facts)
+    try:
+        copy: dict[str, Any] = json.loads(json.dumps(given, allow_nan=False))
+    except (TypeError, ValueError, RecursionError):
+        copy = {}
+    if copy != given:
+        raise ConfigurationError(
+            "A campaign's facts must be JSON values: None, bool, int, float, str, list, and dict"
+            " with names that are text."
+        )
+    return copy
+
+
+def check_resolution(outcome: str) -> None:
+    """Raise `ConfigurationError` for what nobody can have found out about an unknown call."""
     if outcome not in ("queued", "not_sent"):
         raise ConfigurationError('A call is resolved as "queued" or "not_sent".')

@@ -11,11 +11,12 @@ from collections.abc import Sequence
 
 __all__ = ["main"]
 
-_NEEDS = ("click", "rich")
+_NEEDS = ("click", "jinja2", "rich")
 _BARE_HELP = """\
 Usage: fuse-async [OPTIONS] COMMAND [ARGS]...
 
-  Queue outbound phone calls at Plum Voice Fuse: demo, queue, dial, ledger, status, cancel, sandbox.
+  Queue outbound phone calls at Plum Voice Fuse: demo, queue, dial, ledger, report, status, logs,
+  cancel, worker, publish, sandbox.
 
 """
 

@@ -14,9 +14,12 @@ from fuse_async.cli._demo import demo
 from fuse_async.cli._dial import dial
 from fuse_async.cli._exit import Exit
 from fuse_async.cli._ledger import ledger
+from fuse_async.cli._logs import logs
 from fuse_async.cli._options import examples
 from fuse_async.cli._output import Output, Problem
+from fuse_async.cli._report import report
 from fuse_async.cli._sandbox import sandbox
+from fuse_async.cli._worker import publish, worker
 
 __all__ = ["app", "run"]
 
@@ -53,7 +56,7 @@ def app() -> None:
     """Queue outbound phone calls at Plum Voice Fuse, safely."""
 
 
-for _command in (demo, queue, dial, ledger, status, cancel, sandbox):
+for _command in (demo, queue, dial, ledger, report, status, logs, cancel, worker, publish, sandbox):
     app.add_command(_command)
 
 

@@ -35,7 +35,8 @@ class ContactFile:
 
     `again` says that it is a results file, whose last five columns tell what an earlier run did.
     `columns` are the names of the input's own columns and `number` is the place of the one with
-    the numbers, from 0. Raises `InvalidContacts`, as `rows` does while it reads on.
+    the numbers, from 0. `state` is its size and the time of its last change, in ns; None where
+    only a copy of it is read. Raises `InvalidContacts`, as `rows` does while it reads on.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class ContactFile:
         self.is_found_by_itself = not self.has_header or (
             column is None or _found(self.columns, None) == [self.number]
         )
-        self._state = self._now()
+        self.state = self._now()
 
     def _laid_out(self, found: _Layout | InvalidContacts) -> _Layout:
         """Return the layout without the columns that an earlier run added."""
@@ -117,7 +118,7 @@ class ContactFile:
     @property
     def changed(self) -> bool:
         """Whether somebody has written to the file since it was opened."""
-        return self._now() != self._state
+        return self._now() != self.state
 
     def rows(self, rules: NumberRules) -> Iterator[Record]:
         """Yield the rows from the start. Counts those without any text in `blank`."""

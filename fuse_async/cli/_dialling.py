@@ -18,6 +18,7 @@ from fuse_async._phone import PhoneNumber
 from fuse_async._rows import schedule_from
 from fuse_async._settings import Settings, read_settings
 from fuse_async.cli._calls import _typed
+from fuse_async.cli._campaign_facts import at_the_start, note_end, note_start
 from fuse_async.cli._contact_file import ContactFile
 from fuse_async.cli._credentials import Account, credentials, host_of
 from fuse_async.cli._dial_words import (
@@ -328,7 +329,16 @@ def _run(
         raise ConfigurationError("The contact file was written to since it was planned.")
     if options["ledger"] is not None:
         # Before the results of an earlier run are written anew.
-        asyncio.run(_try(options["ledger"]))
+        facts = at_the_start(
+            options,
+            file=task.file,
+            contacts=contacts,
+            deployment=task.settings.deployment,
+            ani=task.ani,
+            schedule=task.shared,
+            planned=planned,
+        )
+        asyncio.run(note_start(options["ledger"], options["campaign"], facts))
         if task.replace and not options["force"]:
             # Not emptied: a process that is still writing to it must not write into the new one.
             task.results.unlink(missing_ok=True)
@@ -367,6 +377,8 @@ def _run(
         results.close()
     except OSError:
         output.note("The results file could not be closed; look whether it is complete.")
+    if options["ledger"] is not None:
+        asyncio.run(note_end(options["ledger"], options["campaign"], planned, uploads))
     seconds = time.monotonic() - began
     code = exit_code(uploads, signals.code if uploads.was_stopped else None)
     for line, *shown in summary_lines(uploads, setting, code, seconds):
@@ -410,12 +422,6 @@ async def _dial(
             # Where that fails it is taken for dead, which comes to the same.
             with contextlib.suppress(FuseError):
                 await ledger.aclose()
-
-
-async def _try(path: Path) -> None:
-    """Open a ledger to write, creating it. Raises what is wrong with it."""
-    async with SqliteLedger(path) as ledger:
-        await ledger.row_key("", "")
 
 
 def _mark_as_begun() -> None:

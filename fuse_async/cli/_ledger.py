@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fuse_async.cli._options import examples, json_option
+from fuse_async.cli._credentials import Account
+from fuse_async.cli._logs import DURATION
+from fuse_async.cli._options import account_options, examples, json_option, timeout_option
 from fuse_async.cli._output import Output
 
 if TYPE_CHECKING:
@@ -44,6 +46,7 @@ _outcome_option = click.option(
     epilog=examples(
         "fuse-async ledger summary --ledger calls.db",
         "fuse-async ledger list --ledger calls.db --campaign june --outcome unknown",
+        "fuse-async ledger reconcile --ledger calls.db",
         "fuse-async ledger resolve --ledger calls.db order-1 queued --call-id 761",
         "fuse-async ledger resolve --ledger calls.db --campaign june --batch 3 not_sent",
         "fuse-async ledger export --ledger calls.db -o calls.csv",
@@ -52,8 +55,8 @@ _outcome_option = click.option(
 def ledger() -> None:
     """Look into the file that dial --ledger and queue --ledger keep, and settle what is unknown.
 
-    It needs neither account nor network, and may be done while other processes dial. Each command
-    takes --json.
+    All but reconcile need neither account nor network, and all may be done while other processes
+    dial. Each command takes --json.
     """
 
 
@@ -192,3 +195,51 @@ def export(path: Path, as_json: bool, **options: Any) -> None:
 
     output = Output(as_json=as_json)
     perform(output, exported(path, **options), changes=False)
+
+
+@ledger.command(
+    short_help="Look for the unknown calls in the call logs.",
+    epilog=examples(
+        "fuse-async ledger reconcile --ledger calls.db",
+        "fuse-async ledger reconcile --ledger calls.db --campaign june --within 3d",
+    ),
+)
+@_ledger_option
+@_campaign_option
+@click.option(
+    "--within",
+    type=DURATION,
+    default="24h",
+    show_default=True,
+    metavar="TIME",
+    allow_from_autoenv=False,
+    help="How long after it was sent a call may have been dialled, as 90m, 24h or 3d.",
+)
+@click.option(
+    "--show-numbers",
+    is_flag=True,
+    allow_from_autoenv=False,
+    help="Numbers in full, and keys as they are, also where they look like a number.",
+)
+@timeout_option
+@account_options
+@json_option
+def reconcile(
+    path: Path,
+    as_json: bool,
+    email: str | None,
+    key_file: Path | None,
+    netrc: bool,
+    **options: Any,
+) -> None:
+    """Look for the unknown calls in Fuse's call logs, and show what was seen.
+
+    A call is recognised by its number and its time. One that was dialled was queued; that nothing
+    is seen proves nothing. It never resolves a call by itself: it shows the commands for that.
+    """
+    from fuse_async.cli._ledger_work import perform
+    from fuse_async.cli._reconcile import reconciled
+
+    output = Output(as_json=as_json)
+    account = Account(email, key_file, netrc)
+    perform(output, reconciled(output, path, account, **options), changes=False)

@@ -1,4 +1,4 @@
-"""What the commands ``ledger …`` do. They never send anything."""
+"""What the commands ``ledger …`` do. They never place or cancel a call."""
 
 from __future__ import annotations
 
@@ -71,7 +71,12 @@ def _failed(error: FuseError, changes: bool) -> Problem:
     code = exit_of(error)
     if isinstance(error, (LedgerError, NotSent)):
         code = Exit.NOT_SENT if changes else Exit.NO_ANSWER
-    outcomes = {Exit.USAGE: "invalid", Exit.NOT_SENT: "not_done", Exit.NO_ANSWER: "no_answer"}
+    outcomes = {
+        Exit.USAGE: "invalid",
+        Exit.REFUSED: "refused",
+        Exit.NOT_SENT: "not_done",
+        Exit.NO_ANSWER: "no_answer",
+    }
     return Problem(
         code,
         outcomes.get(code, "unexpected"),

@@ -24,7 +24,8 @@ __all__ = ["ON_THE_LIST", "Entry", "Judge", "Plan", "Share", "contact", "plan", 
 
 ON_THE_LIST = "on the do-not-call list"
 
-_SHOWN = 10  # refused rows in the plan
+_SHOWN = 10  # invalid rows in the plan
+_REMEMBERED = 1000  # invalid rows that a ledger is told of
 _LARGEST_LINE = 1 << 29
 
 # What an earlier run's results say of a row that may not be dialled again.
@@ -165,7 +166,7 @@ class Plan:
     without_ani: int = 0
     is_ascii: bool = True
     kinds: Counter[str] = attrs.Factory(Counter)
-    first_invalid: list[Entry] = attrs.Factory(list)
+    invalid_rows: list[Entry] = attrs.Factory(list)  # the first of them
     known: Counter[str] | None = (
         None  # of those accepted, by outcome in the ledger; None: no ledger
     )
@@ -173,6 +174,11 @@ class Plan:
     @property
     def _known(self) -> Counter[str]:
         return Counter() if self.known is None else self.known
+
+    @property
+    def first_invalid(self) -> list[Entry]:
+        """The invalid rows that people are shown."""
+        return self.invalid_rows[:_SHOWN]
 
     @property
     def to_dial(self) -> int:
@@ -255,8 +261,8 @@ def plan(
             found.is_ascii = False
         if entry.outcome == "invalid":
             found.kinds[entry.kind] += 1
-            if len(found.first_invalid) < _SHOWN:
-                found.first_invalid.append(entry)
+            if len(found.invalid_rows) < _REMEMBERED:
+                found.invalid_rows.append(entry)
         elif entry.row is not None:
             assert entry.call is not None
             found.without_ani += entry.call.phone_number.ani is None

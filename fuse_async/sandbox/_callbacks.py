@@ -41,6 +41,7 @@ class CallbackPlan:
     duplicated: float = 0.0
     late: float = 0.0
     late_by: float = 0.2
+    stale: float = 0.0
     again: int = 0
     timeout: float = 10.0
     seed: int = 0
@@ -145,8 +146,8 @@ class Callbacks:
         plan = self.plan
         # Drawn per call, so that the same calls have the same luck whatever their timing.
         luck = random.Random(f"{plan.seed}:{call.call_id}")
-        lost, late, twice = (
-            luck.random() < rate for rate in (plan.lost, plan.late, plan.duplicated)
+        lost, late, twice, stale = (
+            luck.random() < rate for rate in (plan.lost, plan.late, plan.duplicated, plan.stale)
         )
         first = self._delivery(call, call.details(at_end=True))
         if lost:
@@ -163,6 +164,8 @@ class Callbacks:
             await self._send(first)
         if twice:
             await self._send(attrs.evolve(first, status=None, error=None))
+        if stale:
+            await self._send(self._delivery(call, call.details(at_end=True, but_last=1)))
 
     def _delivery(self, call: AcceptedCall, details: dict[str, object]) -> Delivery:
         plan = self.plan

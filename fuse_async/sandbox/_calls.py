@@ -131,12 +131,14 @@ class AcceptedCall:
         age = math.inf if at_end else self._age()
         return [step for step in self.steps if step.after <= age]
 
-    def details(self, *, at_end: bool = False) -> dict[str, object]:
+    def details(self, *, at_end: bool = False, but_last: int = 0) -> dict[str, object]:
         """Return the value of `call_details`, as it is now or will be at the call's end.
 
-        Most numbers are strings and the phone number stands in stray quotes, as has been seen.
+        `but_last` leaves out so many of the last steps, but never the first. Most numbers are
+        strings and the phone number stands in stray quotes, as has been seen.
         """
         steps = self.reached(at_end=at_end)
+        del steps[max(1, len(steps) - but_last) :]
         when = {step.status: str(self._unix(step)) for step in steps}
         dialled = sum(step.status == "dialing" for step in steps)
         found: dict[str, object] = {

@@ -249,6 +249,7 @@ class Sandbox(Settings, FaultOrders):
         duplicated: float = 0.0,
         late: float = 0.0,
         late_by: float = 0.2,
+        stale: float = 0.0,
         again: int = 0,
         timeout: float = 10.0,
         seed: int = 0,
@@ -260,9 +261,10 @@ class Sandbox(Settings, FaultOrders):
         "bracketed" (`events[0][event]=…`), "bracketed_details" (`call_details[status]=…`) or
         "form_json" (a field `call_details` holding JSON). `number` and `call_id` say whether
         these are in the body. `probe` asks the URL so before queueing, and any answer but 200 is
-        a 400. `early` sends the result before the queueing is answered. `lost`, `duplicated` and
-        `late` are shares from 0 to 1, drawn from `seed` and the call's id; a late one comes
-        `late_by` seconds after its time. A receiver that does not answer 2xx within `timeout`
+        a 400. `early` sends the result before the queueing is answered. `lost`, `duplicated`,
+        `late` and `stale` are shares from 0 to 1, drawn from `seed` and the call's id; a late one
+        comes `late_by` seconds after its time, a stale one is followed by the state before it, as
+        if that had been overtaken. A receiver that does not answer 2xx within `timeout`
         seconds is told up to `again` times more. Only loopback addresses are called, unless
         `anywhere`.
         """
@@ -276,6 +278,7 @@ class Sandbox(Settings, FaultOrders):
             duplicated=duplicated,
             late=late,
             late_by=late_by,
+            stale=stale,
             again=again,
             timeout=timeout,
             seed=seed,

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 import fuse_async
+import fuse_async.callbacks
 import fuse_async.contacts
+import fuse_async.otel
 import fuse_async.sandbox
 import fuse_async.testing
 
@@ -22,8 +24,10 @@ VALUES = {
     "CallDetails",
     "CallEvent",
     "CallFields",
+    "CallFollower",
     "ClientStats",
     "Deployment",
+    "FollowedCall",
     "LoggedCall",
     "NumberRules",
     "PhoneNumber",
@@ -56,6 +60,7 @@ ERRORS = {
     "Unauthorized",
 }
 POLICIES = {
+    "FileLimiter",
     "Limiter",
     "RetryPolicy",
     "SingleCallGuard",
@@ -87,7 +92,14 @@ PUBLIC = {"FuseClient", "__version__"} | VALUES | ERRORS | POLICIES | EVENTS | L
 
 NAMES = [
     pytest.param(getattr(module, name), id=f"{module.__name__}.{name}")
-    for module in (fuse_async, fuse_async.contacts, fuse_async.sandbox, fuse_async.testing)
+    for module in (
+        fuse_async,
+        fuse_async.callbacks,
+        fuse_async.contacts,
+        fuse_async.otel,
+        fuse_async.sandbox,
+        fuse_async.testing,
+    )
     for name in sorted(module.__all__)
     if not name.startswith("__")
 ]

@@ -1,7 +1,8 @@
 """The README's code is run, block after block, as a reader would run it, against a sandbox.
 
 All ```python blocks share one namespace, in which `email`, `developer_key` and `sandbox` are there
-from the start, and the FUSE_* variables name that sandbox. A block may `await` at its top level.
+from the start, and the FUSE_* variables name that sandbox; PORT, PUBLIC_URL and CALLBACK_SECRET are
+for a server of the block's own. A block may `await` at its top level.
 A block that defines `test_…` functions is a test file of its own and is run by pytest.
 
 ``<!--- skip: next "the reason" --->`` before a block keeps it from being run; `NOT_RUN` lists all
@@ -13,7 +14,10 @@ from __future__ import annotations
 import ast
 import asyncio
 import inspect
+import logging
 import re
+import secrets
+import socket
 import subprocess
 import sys
 import threading
@@ -126,6 +130,11 @@ def run_document(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[An
         monkeypatch.setenv("FUSE_DEVELOPER_KEY", sandbox.developer_key)
         monkeypatch.setenv("FUSE_APPLICATION_ID", str(sandbox.deployment[0]))
         monkeypatch.setenv("FUSE_DEPLOYMENT_ID", str(sandbox.deployment[1]))
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        monkeypatch.setenv("PORT", str(port))
+        monkeypatch.setenv("PUBLIC_URL", f"http://127.0.0.1:{port}/fuse")
+        monkeypatch.setenv("CALLBACK_SECRET", secrets.token_urlsafe(32))
         monkeypatch.chdir(tmp_path)
         namespace = {
             "__name__": "__main__",
@@ -137,7 +146,11 @@ def run_document(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[An
         def run(path: Path) -> tuple[Ran, Sandbox]:
             return Blocks(path, tmp_path).run(namespace), sandbox
 
+        log = logging.getLogger("fuse_async")
+        level, handlers = log.level, list(log.handlers)
         yield run
+        log.setLevel(level)
+        log.handlers[:] = handlers
 
 
 def labels(text: str) -> set[str]:

@@ -201,6 +201,21 @@ async def test_duplicates_and_late_ones(sandbox: Sandbox, queue: Queue, receiver
     assert receiver.got[0] == receiver.got[1]
 
 
+@pytest.mark.parametrize("outcome", ["completed", "failed", "rejected"])
+async def test_a_stale_one_tells_the_state_before_the_last(
+    sandbox: Sandbox, queue: Queue, receiver: Receiver, outcome: str
+) -> None:
+    sandbox.callbacks(stale=1.0)
+    sandbox.progress(queued=0, dialing=0, connected=0, outcome=outcome)
+    await queue(result_url=receiver.url)
+    await sandbox.delivered(2)
+    last, before = (json.loads(body) for _, _, body in receiver.got)
+    stale = {"completed": "connected", "failed": "dialing", "rejected": "queued"}[outcome]
+    assert (last["status"], before["status"]) == (outcome, stale)
+    assert before["events"] == last["events"][:-1]
+    assert "duration" not in before
+
+
 async def test_luck_is_the_same_for_the_same_seed(receiver: Receiver) -> None:
     async def lost(seed: int) -> list[bool]:
         async with Sandbox() as sandbox:

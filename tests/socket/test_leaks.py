@@ -271,6 +271,54 @@ async def status_echo(make: Make, sandbox: Sandbox, server: RawServers) -> None:
     await make(base_url=(await server(500)).url).call_status(1)
 
 
+async def wait_echo(make: Make, sandbox: Sandbox, server: RawServers) -> None:
+    await make(base_url=(await server(502)).url).wait_for_call(1, timeout=0.1)
+
+
+async def wait_still_pending(make: Make, sandbox: Sandbox, server: RawServers) -> None:
+    sandbox.progress(queued=float("inf"))
+    client = make()
+    queued = await queue(client)
+    await client.wait_for_call(queued, timeout=0.3)
+
+
+async def wait_cancelled(make: Make, sandbox: Sandbox, server: RawServers) -> None:
+    sandbox.progress(queued=float("inf"))
+    client = make()
+    queued = await queue(client)
+    await asyncio.wait_for(client.wait_for_call(queued, timeout=30), 0.1)
+
+
+async def wait_closed(make: Make, sandbox: Sandbox, server: RawServers) -> None:
+    sandbox.hold("status")
+    client = make()
+    waiting = asyncio.create_task(client.wait_for_call(1, timeout=30))
+    await asyncio.sleep(0.05)
+    await client.aclose(drain=0)
+    await waiting
+
+
+async def follow_wrong_key(make: Make, sandbox: Sandbox, server: RawServers) -> None:
+    sandbox.account_active = False
+    await anext(make().follow_calls([1], timeout=30))
+
+
+async def follow_echo(make: Make, sandbox: Sandbox, server: RawServers) -> None:
+    one = await anext(make(base_url=(await server(502)).url).follow_calls([1], timeout=0.2))
+    assert one.error is not None
+    raise one.error
+
+
+async def logs_echo(make: Make, sandbox: Sandbox, server: RawServers) -> None:
+    logs = make(base_url=(await server(200)).url).logged_calls(1, 2, number=NUMBER)
+    await anext(logs)
+
+
+async def logs_bad_number(make: Make, sandbox: Sandbox, server: RawServers) -> None:
+    make().logged_calls(1, 2, number=f"{NUMBER}\n")
+    make().logged_calls(1, 2, number=f"\0{NUMBER}")
+
+
 async def cancel_reset(make: Make, sandbox: Sandbox, server: RawServers) -> None:
     sandbox.drop("cancel", how="reset")
     await make().cancel_all_pending((12, 34), confirm="12/34")
@@ -310,6 +358,14 @@ FAILURES: list[Callable[..., Awaitable[None]]] = [
     redial_without_wait,
     key_without_ledger,
     status_echo,
+    wait_echo,
+    wait_still_pending,
+    wait_cancelled,
+    wait_closed,
+    follow_wrong_key,
+    follow_echo,
+    logs_echo,
+    logs_bad_number,
     cancel_reset,
 ]
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import logging
 from collections.abc import AsyncIterator, Mapping
 from typing import Any, assert_type
 
 import aiohttp
 import tenacity
+from aiohttp import web
+from fastapi import FastAPI
 
 from fuse_async import (
     Answered,
@@ -24,6 +27,7 @@ from fuse_async import (
     CallEnded,
     CallEvent,
     CallFields,
+    CallFollower,
     CallRetried,
     CallSent,
     CallWaiting,
@@ -36,6 +40,8 @@ from fuse_async import (
     Deployment,
     Entry,
     Event,
+    FileLimiter,
+    FollowedCall,
     Forbidden,
     FuseClient,
     FuseError,
@@ -74,7 +80,15 @@ from fuse_async import (
     Unauthorized,
     __version__,
 )
+from fuse_async.callbacks import (
+    AccessLogFilter,
+    CallbackReceiver,
+    CallbackResult,
+    CallbackResults,
+)
 from fuse_async.contacts import ContactRow, read_contacts
+from fuse_async.ledger import CallReport, CallResult, Recorded, ResultBook
+from fuse_async.otel import OpenTelemetry
 from fuse_async.sandbox import Sandbox
 from fuse_async.testing import ManualClock
 
@@ -97,15 +111,17 @@ class Log:
     def on_event(self, event: Event) -> None:
         match event:
             case CallWaiting() | CallSent():
-                print(event.call_no, event.key, event.tag)
+                print(event.call_no, event.key, event.tag, event.client_no)
+                print(event.kind, event.rows, event.deployment)
             case CallRetried():
                 print(event.attempt, event.cause, event.pause, event.time_left)
             case CallAnswered():
                 print(event.status, event.seconds)
             case CallBatched():
-                print(event.batch_no, event.size)
+                print(event.batch_no, event.size, event.upload)
             case CallEnded():
                 print(event.outcome, event.attempts, event.call_id, event.error)
+                print(event.queued, event.refused, event.not_sent, event.unknown)
             case CallWarned():
                 print(event.call_site)
             case _:
@@ -135,6 +151,8 @@ async def every_option(session: aiohttp.ClientSession) -> None:
     listener: Listener = Log()
     limiter: Limiter = NoLimit()
     limiter = SlidingWindowLimiter(5, per=1.0, max_in_flight=8)
+    with FileLimiter("fuse.limit", 5, per=1.0, max_in_flight=8, slot_life=360.0) as file_limiter:
+        limiter = file_limiter
     fuse = FuseClient(
         "ana@example.com",
         "key",
@@ -275,6 +293,30 @@ def text(logged: LoggedCall) -> str:
     return f"{__version__} {logged}"
 
 
+async def afterwards(fuse: FuseClient, queued: QueuedCall) -> None:
+    try:
+        assert_type(await fuse.wait_for_call(queued, timeout=600), CallDetails)
+    except StillPending as error:
+        print(error.details)
+    follower = fuse.follow_calls([queued, 762], timeout=3600, rate=2.0, keep_open=True)
+    assert_type(follower, CallFollower)
+    follower.add(763, after=30)
+    follower.discard(queued)
+    follower.finish()
+    async for one in follower:
+        assert_type(one, FollowedCall)
+        assert_type(one.details, CallDetails | None)
+        print(one.call_id, one.is_final, one.error, len(follower), one.call_id in follower)
+    end = dt.datetime.now(dt.UTC)
+    async for logged in fuse.logged_calls(end - dt.timedelta(hours=1), end, number="8005550100"):
+        print(text(logged), logged.dest, logged.src, logged.start)
+    print([call async for call in fuse.logged_calls(1896091200, 1896094800.5)])
+
+
+def telemetry() -> FuseClient:
+    return FuseClient(listeners=[OpenTelemetry(tracer_provider=None, meter_provider=None)])
+
+
 async def in_a_test() -> None:
     clock = ManualClock()
     async with Sandbox() as sandbox, sandbox.client(timeout=5.0) as fuse:
@@ -283,6 +325,22 @@ async def in_a_test() -> None:
         await fuse.queue_call("+16175550101")
         assert len(sandbox.calls) == 1
     await clock.advance(1.0)
+
+
+async def learned(ledger: SqliteLedger, details: CallDetails) -> None:
+    book: ResultBook = ledger
+    reports = [CallReport(details, "callback", 1.5, campaign="May")]
+    for recorded in await book.record(reports):
+        assert_type(recorded, Recorded)
+        if recorded.is_news:
+            print(recorded.key, recorded.details.status)
+            await book.handled([recorded])
+    async for result in book.results(campaign="May", unmatched=True):
+        assert_type(result, CallResult)
+        print(result.entry, result.is_final, result.reports)
+    print([one.report.source async for one in book.unhandled()])
+    await book.note_campaign("May", {"rows": 2})
+    assert_type(await book.campaign_facts("May"), Mapping[str, Any] | None)
 
 
 async def kept(own: Ledger) -> Mapping[str, int]:
@@ -307,3 +365,29 @@ async def kept(own: Ledger) -> Mapping[str, int]:
     except (NotRecorded, LedgerError) as error:
         print(error.hint)
     return await own.summary()
+
+
+async def told(fuse: FuseClient, ledger: SqliteLedger, backend: FastAPI) -> None:
+    heard: list[CallbackResult] = []
+    receiver = CallbackReceiver(["the new secret, 16 bytes", b"the old one"], heard.append)
+    backend.mount("/fuse", receiver.asgi)
+    shop = web.Application()
+    shop.add_subapp("/fuse", receiver.app())
+    base = "https://calls.example.com/fuse"
+    await fuse.queue_call("+16175550101", result_url=receiver.url(base, "order-1"))
+    await fuse.queue_calls(["+16175550102"], result_url=receiver.url(base, campaign="May"))
+
+    async def handler(result: CallbackResult) -> None:
+        assert_type(result.details, CallDetails)
+        assert_type(result.key, str | None)
+        assert_type(result.campaign, str | None)
+        assert_type(result.number, PhoneNumber | None)
+        print(result.matched, result.received)
+
+    async with CallbackReceiver("sixteen bytes or more", handler, ledger=ledger) as receiver:
+        results = receiver.results()
+        assert_type(results, CallbackResults)
+        async for result in results:
+            assert_type(result, CallbackResult)
+        await receiver.aclose(drain=5.0)
+    logging.getLogger("mine").addFilter(AccessLogFilter())

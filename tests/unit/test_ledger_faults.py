@@ -26,7 +26,17 @@ from fuse_async import _ledger_locks as locks_module
 from fuse_async._ledger_jobs import ClaimJob
 from fuse_async._ledger_locks import CommitLock, create_private
 from fuse_async._ledger_values import Facts
-from fuse_async.ledger import Claim, Claimed, Entry, LedgerError, NotRecorded, Settled, SqliteLedger
+from fuse_async.ledger import (
+    CallReport,
+    Claim,
+    Claimed,
+    Entry,
+    LedgerError,
+    NotRecorded,
+    Settled,
+    SqliteLedger,
+)
+from fuse_async.models import CallDetails
 
 SHOP = Deployment(12, 34)
 DIGITS = "16175550101"
@@ -57,6 +67,13 @@ async def refused(ledger: SqliteLedger, words: str, key: str = "other") -> NotSe
     assert "Nothing was sent" in str(error)
     assert DIGITS not in str(error)
     return error
+
+
+def reports(count: int = 1) -> list[CallReport]:
+    return [
+        CallReport(CallDetails(call_id, None, "completed"), "callback", 1.0)
+        for call_id in range(77, 77 + count)
+    ]
 
 
 @pytest.fixture
@@ -175,6 +192,31 @@ async def test_outcome_that_was_never_written_is_unknown_after_the_end(
         assert await outcome(other, "new") == "Claimed"
 
 
+async def test_reports_that_find_no_room_are_not_taken(
+    no_room: tuple[Path, Callable[[], None], Callable[[], None]],
+) -> None:
+    """Fuse is told so, and sends them again; all of them are news then."""
+    path, fill, make_room = no_room
+    async with SqliteLedger(path) as ledger:
+        (first,) = await ledger.record(reports())
+        fill()
+        for use in (
+            ledger.record(reports(5)),
+            ledger.handled([first]),
+            ledger.note_campaign("spring", {"rows": 1}),
+        ):
+            with pytest.raises(LedgerError, match=CAUSE) as caught:
+                await use
+            assert DIGITS not in str(caught.value)
+        # Reading needs no room.
+        assert [one.details.call_id async for one in ledger.unhandled()] == [77]
+        assert len([one async for one in ledger.results(unmatched=True)]) == 1
+        assert await ledger.campaign_facts("spring") is None
+        make_room()
+        news = [one.is_news for one in await ledger.record(reports(5))]
+        assert news == [False, True, True, True, True]
+
+
 async def test_of_a_group_each_is_tried_alone(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A large claim may not fit on a disk on which a single outcome does."""
     async with SqliteLedger(path) as ledger:
@@ -267,6 +309,10 @@ async def test_read_only_ledger_is_read_and_not_claimed_from(shelf: Path, what: 
     with somebody_else():
         ledger = SqliteLedger(shelf)
         await refused(ledger, "it may not be written to|Permission denied")
+        with pytest.raises(LedgerError, match=r"it may not be written to|Permission denied"):
+            await ledger.record(reports())
+        assert [one.entry is None async for one in ledger.results(unmatched=True)] == [False]
+        assert [one async for one in ledger.unhandled()] == []
         assert [entry.outcome async for entry in ledger.entries()] == ["queued"]
         assert (await ledger.summary())["queued"] == 1
         with pytest.raises(LedgerError, match="could not be used"):
@@ -488,6 +534,16 @@ async def test_older_file_is_brought_up_to_date(path: Path) -> None:
         assert (entry.batch, entry.via, entry.reason) == (1, "bulk_queue", "200")
     async with SqliteLedger(path) as ledger:
         assert (await ledger.summary())["unknown"] == 2
+        answers = await ledger.record(
+            [
+                CallReport(CallDetails(77, None, "completed"), "callback", 1.0),
+                CallReport(CallDetails(None, DIGITS, "failed"), "callback", 2.0, None, "autumn"),
+            ]
+        )
+        assert [one.key for one in answers] == ["queued", "unknown"]
+        assert (await ledger.summary())["unknown"] == 1
+        await ledger.note_campaign("spring", {"rows": 2})
+        assert await ledger.campaign_facts("spring") == {"rows": 2}
 
 
 async def test_older_file_that_cannot_be_upgraded_is_not_read_wrongly(
