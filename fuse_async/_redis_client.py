@@ -6,7 +6,7 @@ from typing import Any
 
 try:
     from redis.asyncio import BlockingConnectionPool, Redis
-    from redis.asyncio.client import NEVER_DECODE
+    from redis.client import NEVER_DECODE
     from redis.exceptions import (
         AuthenticationError,
         MaxConnectionsError,
@@ -66,7 +66,7 @@ def check(redis: object) -> Redis:
         raise ConfigurationError(
             "redis must be a redis.asyncio.Redis.", hint="fuse_async.redis.connect(url) makes one."
         )
-    options: dict[str, Any] = redis.get_connection_kwargs()
+    options: dict[str, Any] = redis.get_connection_kwargs()  # type: ignore[no-untyped-call]
     retry = options.get("retry")
     if (
         (retry is not None and retry.get_retries() != 0)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from fuse_async._clock import Clock
@@ -102,6 +102,7 @@ class RedisBook:
         self, redis: Redis, prefix: str, keeps_numbers: bool, lease: float, clock: Clock
     ) -> None:
         self.redis = redis
+        self._command: Callable[..., Awaitable[Any]] = redis.execute_command
         self.prefix = prefix
         self.keeps_numbers = keeps_numbers
         self.lease = lease
@@ -218,7 +219,7 @@ class RedisBook:
     async def _load_names(self, highest: int) -> None:
         if highest > len(self._names):
             found = await self._again(
-                lambda: self.redis.execute_command(
+                lambda: self._command(
                     "LRANGE", self._keys[6], len(self._names), -1, **{NEVER_DECODE: True}
                 )
             )
@@ -342,6 +343,8 @@ class RedisBook:
         ending = ending_bytes("none", None, "resolved")
         name = campaign.encode("utf-8", "surrogatepass")
         first, done, stamp = 0, 0, b""
+        looked: int
+        some: int
         while True:
             _, looked, some, stamp = await self._read(
                 SWEEP,
@@ -394,9 +397,9 @@ class RedisBook:
         words = (len(self._keys), *self._keys, *arguments)
         options: dict[str, Any] = {NEVER_DECODE: True}
         try:
-            return await self.redis.execute_command("EVALSHA", script.sha, *words, **options)
+            return await self._command("EVALSHA", script.sha, *words, **options)
         except NoScriptError:
-            return await self.redis.execute_command("EVAL", script.text, *words, **options)
+            return await self._command("EVAL", script.text, *words, **options)
 
     def _failure(self, job: Job, error: Exception) -> FuseError:
         """Return what a failure means for one job."""

@@ -144,8 +144,8 @@ class Group:
         """Give each job its result or its error."""
         self._answer_settlings(set(settlings))
         for number in sendings:
-            job = self.sendings[number - 1]
-            job.error = _lost(job)
+            lost = self.sendings[number - 1]
+            lost.error = _lost(lost)
         known = {number: rest for number, *rest in others}
         number = 0
         for job, first in zip(self.claims, self._firsts().values(), strict=True):

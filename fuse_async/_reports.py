@@ -102,8 +102,8 @@ class ResultBook(Protocol):
         Final stays final, whatever comes later. The same call's first final report is news once,
         over restarts. A report that came by callback proves that its call was placed: an entry
         that is unknown, refused or not sent is settled as queued by it, and so is one whose owner
-        died sending it; one in flight is left to its owner. Raises `LedgerError`, and then nothing was written. Cancelling ends the
-        waiting only.
+        died sending it; one in flight is left to its owner. Raises `LedgerError`, and then nothing
+        was written. Cancelling ends the waiting only.
         """
 
     async def handled(self, recorded: Sequence[Recorded]) -> None:

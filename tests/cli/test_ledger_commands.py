@@ -198,7 +198,10 @@ async def test_file_that_is_no_ledger_is_told(
 
 async def test_wrong_word_names_the_commands_of_the_ledger(cli: Any) -> None:
     done = await cli("ledger", "nonsense")
-    assert (done.code, "There are: summary, list, resolve, export, reconcile." in done.err) == (2, True)
+    assert (done.code, "There are: summary, list, resolve, export, reconcile." in done.err) == (
+        2,
+        True,
+    )
 
 
 async def test_commands_work_while_another_process_dials(

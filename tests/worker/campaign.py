@@ -111,7 +111,8 @@ async def told(js: Any) -> dict[str, set[str]]:
 
 
 async def empty(js: Any) -> bool:
-    return (await js.stream_info("FUSE")).state.messages == 0
+    messages: int = (await js.stream_info("FUSE")).state.messages
+    return messages == 0
 
 
 async def run(given: argparse.Namespace, folder: Path) -> dict[str, Any]:

@@ -73,7 +73,7 @@ def test_what_makes_no_sense_is_refused(options: dict[str, Any], text: str) -> N
 
 
 def test_repr_shows_no_secret() -> None:
-    secrets = {
+    secrets: dict[str, Any] = {
         "servers": "nats://ann:s3cret@a:1",
         "client": {"developer_key": "s3cret"},
         "broker": {"security": "s3cret"},
