@@ -385,6 +385,16 @@ def durable_table(found: dict[str, Any]) -> str:
     return markdown(["what", "rows/s", "one commit each", "ratio"], rows)
 
 
+def worker_table(found: dict[str, Any]) -> str:
+    words = {"chunk": "of 1,000 calls", "single": "of one call"}
+    rows = [
+        (words[kind], f"{found[kind]['mine']:,.0f}", f"{found[kind]['base']:,.0f}",
+         shown(found[kind]))
+        for kind in words
+    ]  # fmt: skip
+    return markdown(["messages", "rows/s, worker", "rows/s, `stream_calls`", "ratio"], rows)
+
+
 def keyed_table(found: dict[str, Any]) -> str:
     rows = [
         (
@@ -526,7 +536,9 @@ def charts(all_found: dict[str, Any]) -> None:
 
 def main() -> None:
     names = "limiter window queue_call queue_call_instructions retry csv_lists coalescing objects"
-    all_found = {name: load(name) for name in (*names.split(), "ledger", "otel", "imports")}
+    all_found = {
+        name: load(name) for name in (*names.split(), "ledger", "otel", "worker", "imports")
+    }
     blocks: dict[str, str] = {}
 
     def add(block: str, source: str, make: Any) -> None:
@@ -551,6 +563,7 @@ def main() -> None:
     add("durable", "ledger", durable_table)
     add("keyed", "ledger", keyed_table)
     add("full", "ledger", full_table)
+    add("worker", "worker", worker_table)
     add("objects", "objects", object_table)
     add("imports", "imports", import_table)
     needed = [name for name in all_found if name != "queue_call_instructions"]

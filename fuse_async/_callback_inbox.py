@@ -9,12 +9,13 @@ sender that remembers.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import inspect
 import logging
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from fuse_async._callback_values import (
     CallbackResult,
@@ -44,6 +45,10 @@ PATIENCE = 30.0
 FIRST_PAUSE, LONGEST_PAUSE = 30.0, 3600.0
 """Seconds until what a handler failed at is handled again; each pause is twice the last one."""
 
+CANCEL_SECONDS = 1.0
+"""For a handler to end after it was cancelled."""
+
+T = TypeVar("T")
 Handler = Callable[[CallbackResult], Awaitable[object] | object]
 
 
@@ -178,12 +183,14 @@ class Inbox:
             self._queue.clear()
         for task in tasks:
             task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        if tasks:  # one that will not be cancelled is left to itself
+            await asyncio.wait(tasks, timeout=CANCEL_SECONDS)
         self._read_anew()
 
-    def _own(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        task = asyncio.get_running_loop().create_task(work)
+    def _own(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        # An empty context: that of the moment is of whichever request made room for this one.
+        loop = asyncio.get_running_loop()
+        task = loop.create_task(work, context=contextvars.Context())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
@@ -199,8 +206,9 @@ class Inbox:
         if self._state == "closed":
             return Verdict.LATER
         if self._ledger is not None:
-            verdict: Verdict = await asyncio.shield(self._own(self._record(report, self._ledger)))
-            return verdict
+            task = self._own(self._record(report, self._ledger))
+            await asyncio.wait([task])
+            return Verdict.LATER if task.cancelled() else task.result()
         if not report.details.is_final:
             return Verdict.TAKEN
         return await self._remember(report)

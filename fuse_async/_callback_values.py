@@ -44,6 +44,16 @@ class CallbackResult:
     received: float = 0.0
 
     @property
+    def status(self) -> str:
+        """How the call ended: completed, canceled, failed (nobody answered) or rejected."""
+        return self.details.status
+
+    @property
+    def call_id(self) -> int | None:
+        """Fuse's id of the call, where it is known."""
+        return self.details.call_id
+
+    @property
     def number(self) -> PhoneNumber | None:
         """The number that Fuse named, if it named one that can be read; equal in any spelling."""
         number = scan(self.details.phone_number or "", None)

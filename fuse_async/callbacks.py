@@ -109,8 +109,8 @@ class CallbackReceiver:
 
     `handler` is called with each `CallbackResult`: a final state of a call that had none before.
     It may be a plain function, which must not block, or return an awaitable; up to 16 run at the
-    same time. Duplicates, late states and states that are not final are answered with 200 and
-    nothing else.
+    same time, each in a task of its own with an empty context. Duplicates, late states and states
+    that are not final are answered with 200 and nothing else.
 
     **With a `ledger`** (`SqliteLedger`), a result is on disk before its sender is told 200, and
     the handler runs afterwards, however long it takes. If it raises, that is logged (the error's
@@ -210,7 +210,8 @@ class CallbackReceiver:
         Without a handler it is the one who hears: it gets each result once, from the receiver's
         start on, and with a ledger a result counts as handled when the next one is asked for.
         Several iterators share the results among them. 10,000 wait in memory; further ones stay
-        in the ledger, or without one are answered with 503. With a handler it gets what the
+        in the ledger. With neither handler nor ledger a result is in memory only, although its
+        sender was told 200; more than 10,000 are answered with 503. With a handler it gets what the
         handler has heard since the first call of this method; of more than 10,000 that nobody
         fetches, the oldest go.
         """

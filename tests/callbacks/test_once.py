@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import contextvars
 import json
 import logging
 from collections.abc import Callable, Coroutine
@@ -11,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from fuse_async import ConfigurationError
+from fuse_async import ConfigurationError, _callback_inbox
 from fuse_async._callback_inbox import AT_ONCE, PATIENCE
 from fuse_async._callback_values import Seen
 from fuse_async.callbacks import CallbackReceiver, CallbackResult
@@ -144,6 +146,7 @@ async def test_result_says_what_is_known(told: Told, hearer: Any) -> None:
     await told(receiver)
     of_key, of_campaign, of_none = hearer.heard
     assert (of_key.key, of_key.campaign, of_key.matched) == ("order-1", None, True)
+    assert (of_key.status, of_key.call_id, of_key.number) == ("completed", None, None)
     assert (of_campaign.key, of_campaign.campaign, of_campaign.matched) == (None, "May", False)
     assert (of_none.key, of_none.campaign, of_none.matched) == (None, None, False)
     assert of_key.received > 1.6e9
@@ -298,6 +301,37 @@ async def test_closing_is_bounded_and_says_what_it_left(
     assert hearer.heard == []
     (line,) = [r.getMessage() for r in caplog.records if r.name == "fuse_async.callbacks"]
     assert line == f"The receiver was closed with {AT_ONCE + 3} results not handled"
+
+
+async def test_handler_that_will_not_be_cancelled_does_not_hold_the_end(
+    told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_callback_inbox, "CANCEL_SECONDS", 0.01)
+    begun, gate = asyncio.Event(), asyncio.Event()
+
+    async def stubborn(result: CallbackResult) -> None:
+        begun.set()
+        while not gate.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await gate.wait()
+
+    receiver = CallbackReceiver(SECRET, stubborn)
+    task = asyncio.create_task(told(receiver, key="order-1"))
+    await begun.wait()
+    await receiver.aclose(drain=0.01)
+    assert not task.done()
+    gate.set()
+    assert await task == 200
+
+
+async def test_handler_runs_in_a_context_of_its_own(told: Told) -> None:
+    """Not in that of the request which happened to make room for it."""
+    whose = contextvars.ContextVar("whose", default="nobody")
+    heard: list[str] = []
+    receiver = CallbackReceiver(SECRET, lambda result: heard.append(whose.get()))
+    whose.set("the first one")
+    assert await told(receiver, key="order-1") == 200
+    assert heard == ["nobody"]
 
 
 async def test_closed_receiver_can_be_started_again(told: Told, hearer: Any) -> None:

@@ -14,6 +14,7 @@ import fuse_async.contacts
 import fuse_async.otel
 import fuse_async.sandbox
 import fuse_async.testing
+import fuse_async.worker
 
 VALUES = {
     "Attempt",
@@ -99,6 +100,7 @@ NAMES = [
         fuse_async.otel,
         fuse_async.sandbox,
         fuse_async.testing,
+        fuse_async.worker,
     )
     for name in sorted(module.__all__)
     if not name.startswith("__")

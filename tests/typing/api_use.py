@@ -12,6 +12,7 @@ import aiohttp
 import tenacity
 from aiohttp import web
 from fastapi import FastAPI
+from faststream import FastStream
 
 from fuse_async import (
     Answered,
@@ -91,6 +92,7 @@ from fuse_async.ledger import CallReport, CallResult, Recorded, ResultBook
 from fuse_async.otel import OpenTelemetry
 from fuse_async.sandbox import Sandbox
 from fuse_async.testing import ManualClock
+from fuse_async.worker import MESSAGE_SCHEMA, WorkerSettings, create_app
 
 
 async def two_lines(email: str, developer_key: str) -> None:
@@ -382,6 +384,8 @@ async def told(fuse: FuseClient, ledger: SqliteLedger, backend: FastAPI) -> None
         assert_type(result.key, str | None)
         assert_type(result.campaign, str | None)
         assert_type(result.number, PhoneNumber | None)
+        assert_type(result.status, str)
+        assert_type(result.call_id, int | None)
         print(result.matched, result.received)
 
     async with CallbackReceiver("sixteen bytes or more", handler, ledger=ledger) as receiver:
@@ -391,3 +395,13 @@ async def told(fuse: FuseClient, ledger: SqliteLedger, backend: FastAPI) -> None
             assert_type(result, CallbackResult)
         await receiver.aclose(drain=5.0)
     logging.getLogger("mine").addFilter(AccessLogFilter())
+
+
+async def workers(ledger: SqliteLedger) -> None:
+    settings = WorkerSettings(ledger=ledger, servers="nats://127.0.0.1:4222", lists=4, grace=10)
+    from_variables = WorkerSettings.from_env(ledger="calls.db", client={"deployment": (12, 34)})
+    assert_type(from_variables, WorkerSettings)
+    assert_type(MESSAGE_SCHEMA, dict[str, Any])
+    app = create_app(settings)
+    assert_type(app, FastStream)
+    await app.run()
