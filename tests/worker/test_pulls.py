@@ -57,7 +57,8 @@ def pulls(*answers: Any) -> tuple[_Pulls, Works]:
 async def test_wait_that_ends_is_always_told_in_the_form_that_is_expected(end: Any) -> None:
     """FastStream lets go of a half-full list at any other error, for as long as `ack_wait`."""
     pull, _ = pulls(["a"], end)
-    assert await pull.fetch(2, 0.01) == ["a"]
+    pulled: list[Any] = await pull.fetch(2, 0.01)
+    assert pulled == ["a"]
     with pytest.raises(NatsTimeoutError):
         await pull.fetch(1, 0.01)
     assert pull.trouble == ""
@@ -71,7 +72,8 @@ async def test_trouble_is_told_once_and_over_with_the_next_good_pull(
         with pytest.raises(NatsTimeoutError):
             await pull.fetch(1, 0.01)
     assert pull.trouble == "OSError"
-    assert await pull.fetch(1, 0.01) == ["a"]
+    pulled: list[Any] = await pull.fetch(1, 0.01)
+    assert pulled == ["a"]
     assert pull.trouble == ""
     assert caplog.messages == ["pulling fails (OSError)", "pulling works again"]
 
