@@ -69,6 +69,7 @@ class FileLimiter(SharedLimiter):
         self._looking = False
         self._closed = False
         self._file = RingFile(path, limit, micro(per), micro(clock.now()))
+        self._made_whole()
         _log.info(
             "limit of %d requests per %g s, for all processes of this host that use the same file",
             self._limit,

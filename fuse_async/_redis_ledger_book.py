@@ -31,7 +31,7 @@ from fuse_async._redis_client import (
     ResponseError,
     cause,
 )
-from fuse_async._redis_ledger_group import Group
+from fuse_async._redis_ledger_group import Group, Unwritable
 from fuse_async._redis_ledger_scripts import (
     APPLY,
     CLOSE,
@@ -147,21 +147,18 @@ class RedisBook:
 
     async def _run(self, jobs: Sequence[Job]) -> None:
         late = tuple(self._unsettled)
-        group = None
         try:
             group = Group(jobs, late, self._owners)
+        except Unwritable as error:
+            await self._run_alone(jobs, error)
+            return
+        try:
             await self._apply(group)
-        except (*_Failures, FuseError) as error:
-            assert group is not None  # making it asks nobody
-            self._keep_for_later(group, error)
-            for job in jobs:
-                job.error = self._failure(job, error)
+        except Unwritable as error:
+            await self._run_alone(jobs, error)
         except Exception as error:
-            # A value that cannot be written down: it must fail alone.
-            if len(jobs) > 1:
-                for job in jobs:
-                    await self._run([job])
-                return
+            # All of them, or an odd one would end the task, and all callers hang.
+            self._keep_for_later(group, error)
             for job in jobs:
                 job.error = self._failure(job, error)
         else:
@@ -169,6 +166,15 @@ class RedisBook:
             for job in jobs:
                 if isinstance(job, OpenJob):
                     job.result = self.secret
+
+    async def _run_alone(self, jobs: Sequence[Job], error: Unwritable) -> None:
+        """Nothing was asked yet: what cannot be written down is to fail alone."""
+        if len(jobs) > 1:
+            for job in jobs:
+                await self._run([job])
+            return
+        for job in jobs:
+            job.error = self._failure(job, error)
 
     def _keep_for_later(self, group: Group, error: Exception) -> None:
         self._unsettled += [one for job in group.settles for one in job.outcomes]
@@ -276,7 +282,6 @@ class RedisBook:
         try:
             await self._ask(CLOSE, [self._epoch, owner, self.channel], [LOST])
         except Exception as error:
-            # All of them, or an odd one would end the task, and all callers hang.
             job.error = self._failure(job, error)
 
     async def _check_server(self) -> None:
@@ -430,6 +435,6 @@ def _said(error: Exception) -> tuple[str, str]:
         return str(error), error.hint
     if isinstance(error, ConfigurationError):
         return "it is no ledger that we can use", error.hint
-    if isinstance(error, ValueError):
+    if isinstance(error, Unwritable):
         return "a value cannot be written down", ""
     return cause(error), ""

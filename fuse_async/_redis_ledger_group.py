@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, cast
 
 from fuse_async._ledger_jobs import (
@@ -24,7 +25,7 @@ from fuse_async._redis_ledger_scripts import (
 )
 from fuse_async.errors import NotSent
 
-__all__ = ["Group"]
+__all__ = ["Group", "Unwritable"]
 
 _CODES = {word: code for code, word in STATES.items()}
 # Of a claim that some other ledger object made: no entry has it.
@@ -33,6 +34,18 @@ _NOBODY = bytes(10)
 
 def _text(value: str) -> bytes:
     return value.encode("utf-8", "surrogatepass")
+
+
+class Unwritable(Exception):
+    """A value is of a kind that no entry can hold."""
+
+
+@contextlib.contextmanager
+def _writing() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        raise Unwritable(type(error).__name__) from None
 
 
 class Group:
@@ -57,14 +70,15 @@ class Group:
         # Encoded before anything else: what cannot be written down must not be kept for later.
         self._endings: list[bytes | int | str] = []
         self._owners = owners
-        for one in (*late, *(one for job in self.settles for one in job.outcomes)):
-            self._endings += (
-                _text(one.claim.key),
-                self._fence(one.claim),
-                _CODES[one.outcome],
-                VIA_CODES[one.via],
-                settled_bytes(one),
-            )
+        with _writing():
+            for one in (*late, *(one for job in self.settles for one in job.outcomes)):
+                self._endings += (
+                    _text(one.claim.key),
+                    self._fence(one.claim),
+                    _CODES[one.outcome],
+                    VIA_CODES[one.via],
+                    settled_bytes(one),
+                )
         self._late = len(late)
         self.rows = sum(len(job.claims) for job in self.claims)
         self._facts = Facts(b"")
@@ -77,7 +91,8 @@ class Group:
     def arguments(self, keeps_numbers: bool) -> list[bytes | int | str]:
         """Return the script's arguments behind those that are the same for every group."""
         campaigns: dict[str, int] = {}
-        claims = self._claim_arguments(campaigns, keeps_numbers)
+        with _writing():
+            claims = self._claim_arguments(campaigns, keeps_numbers)
         found: list[bytes | int | str] = [
             len(self._endings) // 5,
             len(self.sendings),

@@ -119,6 +119,7 @@ class RedisLimiter(SharedLimiter):
         self._lost_at: float | None = None
         self._why = ""
         self._backoff = 0.0
+        self._made_whole()
         _log.info(
             "limit of %d requests per %g s, for all processes that use the same name at this Redis",
             self._limit,

@@ -111,6 +111,9 @@ class SharedLimiter(Lines):
         # Those that came since, with how many went before them; so many of them are asked for.
         self._fresh: list[tuple[Waiter, int]] = []
         self._judged = 0
+
+    def _made_whole(self) -> None:
+        """Called when all is there: only then can a copy be shut in a forked child."""
         _made.add(self)
 
     def _new_owner(self) -> None:

@@ -580,6 +580,8 @@ def test_file_is_let_go_with_the_limiter(path: Path) -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
 def test_forked_child_must_make_its_own(path: Path) -> None:
     """The copy knows its parent's slots, and its parent's lock would be its own."""
+    with pytest.raises(ConfigurationError) as half_made:
+        FileLimiter(path.parent, 1)
     limiter = FileLimiter(path, 1)
     (slot,) = take(limiter)
     reader, writer = os.pipe()
@@ -604,6 +606,7 @@ def test_forked_child_must_make_its_own(path: Path) -> None:
         said = pipe.read().decode()
     os.waitpid(child, 0)
     assert "made before a fork" in said
+    assert half_made.value.__traceback__  # which kept the one that was not made until here
     assert FileLimiter(path, 1).try_acquire() is None
     slot.give_back()
     # Awaited: others' turns may hold the file for a moment.
