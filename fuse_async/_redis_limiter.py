@@ -15,7 +15,7 @@ from fuse_async._clock import SYSTEM_CLOCK, Clock
 from fuse_async._limiter import SlidingWindowLimiter
 from fuse_async._lines import Line, Slot
 from fuse_async._redis_client import NoScriptError, Redis, cause
-from fuse_async._redis_limiter_script import SCRIPT, OtherLimit, answer_of, arguments
+from fuse_async._redis_limiter_script import SCRIPT, OtherLimit, answer_of, argument
 from fuse_async._ring import Answer, Ask
 from fuse_async._shared_limiter import LONGEST_LIFE, SharedLimiter, micro
 from fuse_async.errors import ConfigurationError, NotSent
@@ -186,6 +186,8 @@ class RedisLimiter(SharedLimiter):
         return await then()
 
     async def _wait(self, deadline: float, line: Line) -> Slot:
+        if self._home.enter():
+            self._settle_in()
         if self._closed or (
             self._lost_at is not None
             and self._clock.now() < self._look_at
@@ -305,13 +307,13 @@ class RedisLimiter(SharedLimiter):
 
     async def _say(self, ask: Ask) -> Answer:
         now = None if self._clock is SYSTEM_CLOCK else micro(self._clock.now())
-        words = arguments(ask, self._limit, micro(self._per), now)
+        words = argument(ask, self._limit, micro(self._per), now)
         async with asyncio.timeout(_TURN):
             redis: Any = self._redis
             try:
-                reply = await redis.evalsha(_SHA, 1, self._key, *words)
+                reply = await redis.evalsha(_SHA, 1, self._key, words)
             except NoScriptError:
-                reply = await redis.eval(SCRIPT, 1, self._key, *words)
+                reply = await redis.eval(SCRIPT, 1, self._key, words)
         return answer_of(reply)
 
     async def _last_words(self) -> None:

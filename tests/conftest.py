@@ -186,9 +186,8 @@ def _redis_process() -> Iterator[RedisServer]:
 @pytest.fixture
 def redis_server(_redis_process: RedisServer) -> RedisServer:
     """A real Redis server that runs and is empty, whatever the test before did to it."""
-    if not _redis_process.running:
-        _redis_process.forget()
-        _redis_process.start()
+    _redis_process.forget()
+    _redis_process.start()
     assert _redis_process.command("CONFIG SET appendonly no") == "+OK"
     assert _redis_process.command("FLUSHALL") == "+OK"
     return _redis_process

@@ -290,8 +290,8 @@ def test_lua_answers_as_python_does(
             await redis.flushall()
             for turn in plan:
                 for said in processes.asks(turn):
-                    words = script.arguments(said, limit, PER, processes.now)
-                    reply = await redis.eval(script.SCRIPT, 1, "{x}", *words)
+                    words = script.argument(said, limit, PER, processes.now)
+                    reply = await redis.eval(script.SCRIPT, 1, "{x}", words)
                     answer = script.answer_of(reply)
                     expected = ring.turn(said, processes.now)
                     expected.cold = answer.cold
