@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 try:
@@ -34,6 +35,10 @@ __all__ = [
     "connect",
 ]
 
+_CODE = re.compile(
+    r"\b(BUSY|CLUSTERDOWN|CROSSSLOT|LOADING|MASTERDOWN|MISCONF|MOVED|NOAUTH|NOPERM|NOREPLICAS|OOM"
+    r"|READONLY|UNBLOCKED|WRONGTYPE)\b|^[A-Z]+\b"
+)
 # Seconds to wait for a connection, for one that is free, and for an answer.
 _TIMEOUT = 5.0
 
@@ -75,7 +80,7 @@ def check(redis: object) -> Redis:
     ):
         raise ConfigurationError(
             "The Redis client repeats commands whose answer was lost (retry), unseen by us.",
-            hint="Make it with fuse_async.redis.connect(url), or with retry=None.",
+            hint="Make it with fuse_async.redis.connect(url), or with retry=Retry(NoBackoff(), 0).",
         )
     return redis
 
@@ -91,6 +96,7 @@ def cause(error: BaseException) -> str:
     if isinstance(error, (RedisConnectionError, OSError)):
         return "there is no connection to Redis"
     if isinstance(error, ResponseError):
-        code = str(error).partition(" ")[0]
-        return f"Redis says {code if code.isupper() else 'no'}"
+        # What a script ran into comes wrapped in words of older servers.
+        code = _CODE.search(str(error))
+        return f"Redis says {code.group() if code else 'no'}"
     return f"{type(error).__name__}"

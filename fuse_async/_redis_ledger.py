@@ -177,7 +177,9 @@ class RedisLedger:
       where there is no append-only file, or where keys may be evicted (``maxmemory-policy``).
     * If Redis comes back empty, or older than what this object was told, this object places
       nothing any more: `NotSent` ("ledger") for each call. A new object cannot know.
-    * Entries never expire: about 250 bytes of Redis' memory each. Removing them is forgetting who
+    * A step of the server's clock forwards ends leases early, which costs unknowns; a step back
+      makes others wait for the dead for longer.
+    * Entries never expire: about 260 bytes of Redis' memory each. Removing them is forgetting who
       was called.
 
     Redis lost: `claim` and `sending` raise `NotSent` ("ledger") after four tries within some

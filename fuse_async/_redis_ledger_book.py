@@ -248,7 +248,7 @@ class RedisBook:
         try:
             answer = await self._ask(OPEN, arguments, [LOST])
         except ResponseError as error:
-            if not str(error).startswith("WRONGTYPE"):
+            if "WRONGTYPE" not in str(error):
                 raise
             answer = [FOREIGN]
         if answer[0] == NEWER:

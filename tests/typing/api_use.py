@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, assert_type
 
 import aiohttp
@@ -90,6 +90,7 @@ from fuse_async.callbacks import (
 from fuse_async.contacts import ContactRow, read_contacts
 from fuse_async.ledger import CallReport, CallResult, Recorded, ResultBook
 from fuse_async.otel import OpenTelemetry
+from fuse_async.redis import RedisLedger, RedisLimiter, connect
 from fuse_async.sandbox import Sandbox
 from fuse_async.testing import ManualClock
 from fuse_async.worker import MESSAGE_SCHEMA, WorkerSettings, create_app
@@ -313,6 +314,15 @@ async def afterwards(fuse: FuseClient, queued: QueuedCall) -> None:
     async for logged in fuse.logged_calls(end - dt.timedelta(hours=1), end, number="8005550100"):
         print(text(logged), logged.dest, logged.src, logged.start)
     print([call async for call in fuse.logged_calls(1896091200, 1896094800.5)])
+
+
+async def over_machines() -> FuseClient:
+    redis = connect("redis://localhost:6379/0", max_connections=20)
+    ledger = RedisLedger(redis, "calls", lease=30.0, numbers="hash")
+    shared: Ledger = ledger
+    assert_type(await ledger.resolve_batch("spring", 3, "not_sent"), int)
+    assert_type(await ledger.row_keys("spring", [("16175550101", None)]), Sequence[str])
+    return FuseClient(ledger=shared, limiter=RedisLimiter(redis, "fuse", 5, per=1.0))
 
 
 def telemetry() -> FuseClient:
