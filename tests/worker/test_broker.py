@@ -91,12 +91,14 @@ async def test_end_finishes_what_is_under_way_and_gives_back_the_rest_at_once(
         max_rows=10,
         limiter=SlidingWindowLimiter(1, per=0.5, max_in_flight=1),
         ack_wait=3600.0,
+        pull_timeout=2.0,  # until all 40 are there
     )
     hold = sandbox.hold("bulk_queue", times=1)
     await broker.publish(*map(call, range(40)))
     await hold.arrived()
     stopping = asyncio.create_task(worker.app.stop())
     await closing(worker)
+    await asyncio.sleep(0.2)  # of its grace of 5
     hold.release()
     await stopping
     assert len(sandbox.calls) <= 10
