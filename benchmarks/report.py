@@ -161,6 +161,14 @@ def score(all_found: dict[str, Any]) -> str:
         f"{shown(durable)}x",
         durable["median"] >= 15,
     )
+    redis = all_found["shared_limit"]["cost"]["RedisLimiter, limit 10"]
+    add(
+        "16",
+        "a slot of `RedisLimiter` over one redis-py EVALSHA: alone; 64 at a time",
+        "<= 1.3x",
+        f"{shown(redis['1'])}x; {shown(redis['64'])}x",
+        redis["1"]["median"] <= 1.3,
+    )
     ready = imports["fuse_async"]
     add(
         "17",
@@ -395,6 +403,40 @@ def worker_table(found: dict[str, Any]) -> str:
     return markdown(["messages", "rows/s, worker", "rows/s, `stream_calls`", "ratio"], rows)
 
 
+def shared_table(found: dict[str, Any]) -> str:
+    rows = [
+        (
+            kind,
+            {"none": "nothing"}.get(disaster, disaster),
+            one["worst"],
+            f"{one['of_possible']:.1%}",
+            ", ".join(map(str, one["each"])),
+            f"{one['longest_gap']:.1f} s",
+            f"{one['latency_ms']:.1f} ms",
+        )
+        for kind, disasters in found["at_server"].items()
+        for disaster, one in disasters.items()
+    ]
+    head = ["limiter", "in the middle", "worst", "of possible", "each", "longest gap", "latency"]
+    return markdown(head, rows)
+
+
+def shared_cost_table(found: dict[str, Any]) -> str:
+    rows = [
+        (
+            name,
+            "a script" if "Redis" in name else "in-process",
+            *(
+                cell
+                for one in (kinds["1"], kinds["64"])
+                for cell in (f"{one['mine']:.0f} us", shown(one))
+            ),
+        )
+        for name, kinds in found["cost"].items()
+    ]
+    return markdown(["limiter", "over", "one at a time", "x", "64 at a time", "x"], rows)
+
+
 def keyed_table(found: dict[str, Any]) -> str:
     rows = [
         (
@@ -537,7 +579,8 @@ def charts(all_found: dict[str, Any]) -> None:
 def main() -> None:
     names = "limiter window queue_call queue_call_instructions retry csv_lists coalescing objects"
     all_found = {
-        name: load(name) for name in (*names.split(), "ledger", "otel", "worker", "imports")
+        name: load(name)
+        for name in (*names.split(), "ledger", "otel", "shared_limit", "worker", "imports")
     }
     blocks: dict[str, str] = {}
 
@@ -563,6 +606,8 @@ def main() -> None:
     add("durable", "ledger", durable_table)
     add("keyed", "ledger", keyed_table)
     add("full", "ledger", full_table)
+    add("shared", "shared_limit", shared_table)
+    add("shared_cost", "shared_limit", shared_cost_table)
     add("worker", "worker", worker_table)
     add("objects", "objects", object_table)
     add("imports", "imports", import_table)

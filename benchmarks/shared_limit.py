@@ -11,7 +11,8 @@ longest gap the longest time for which one of them got nothing
 
 In the middle of it: nothing; one process killed -9 (`slot_life` is 10 s here, so that its slots
 come back within the minute); one suspended for 5 s; Redis restarted, empty. Then what a slot costs
-where one is always free, over that of the limiter that is not shared.
+where one is always free: in a file over the limiter that is not shared, in Redis over one run of a
+small script by redis-py.
 """
 
 from __future__ import annotations
@@ -29,7 +30,6 @@ import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -279,77 +279,81 @@ def minutes(seconds: float, only: str) -> dict[str, Any]:
 # -- cost ----------------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def quick_limiters() -> Iterator[dict[str, Any]]:
-    """Limiters that always have a slot: what is left is their own cost."""
-    from fuse_async import FileLimiter, SlidingWindowLimiter
-
-    with tempfile.TemporaryDirectory(prefix="fuse-") as name:
-        redis = Redis(Path(name))
-        try:
-            yield {
-                "SlidingWindowLimiter": lambda: SlidingWindowLimiter(1_000, 1e-5, 1_000),
-                "FileLimiter, limit 10": lambda: FileLimiter(f"{name}/10", 10, 1e-5, 1_000),
-                "FileLimiter, limit 100": lambda: FileLimiter(f"{name}/100", 100, 1e-5, 1_000),
-                "RedisLimiter, limit 10": lambda: redis_limiter(redis.url, 10),
-                "RedisLimiter, limit 100": lambda: redis_limiter(redis.url, 100),
-            }
-        finally:
-            redis.stop()
-
-
-def redis_limiter(url: str, limit: int) -> Any:
-    from fuse_async.redis import RedisLimiter, connect
-
-    return RedisLimiter(connect(url), f"cost-{limit}", limit, 1e-5, 1_000)
-
-
 async def slots(limiter: Any, count: int, together: int) -> float:
-    """Microseconds of this process' CPU per slot, taken and released."""
+    """Microseconds for each slot, taken and released."""
     left = iter(range(count))
 
     async def one() -> None:
         for _ in left:
             (await limiter.acquire(float("inf"))).release()
 
+    return await timed_all(one, count, together)
+
+
+async def scripts(redis: Any, sha: str, count: int, together: int) -> float:
+    """Microseconds for each run of a small script: what redis-py itself costs."""
+    left = iter(range(count))
+
+    async def one() -> None:
+        for number in left:
+            await redis.evalsha(sha, 1, "{base}", number)
+
+    return await timed_all(one, count, together)
+
+
+async def timed_all(one: Any, count: int, together: int) -> float:
     start = time.perf_counter()
     await asyncio.gather(*(one() for _ in range(together)))
     return (time.perf_counter() - start) / count * 1e6
 
 
 async def costs(pairs: int, count: int) -> dict[str, Any]:
+    """What is left where a slot is always free: the limiter's own cost."""
+    from fuse_async import FileLimiter, SlidingWindowLimiter
+    from fuse_async.redis import RedisLimiter, connect
+
     found: dict[str, Any] = {}
-    with quick_limiters() as makers:
-        base = makers.pop("SlidingWindowLimiter")()
-        for name, make in makers.items():
-            limiter = make()
-            with contextlib.suppress(Exception):
-                await limiter.acquire(0.0)  # of Redis: nobody goes for a first window
+    quick = 1e-5
+    with tempfile.TemporaryDirectory(prefix="fuse-") as folder:
+        server = Redis(Path(folder))
+        await asyncio.sleep(1)
+        async with connect(server.url) as redis:
+            sha = await redis.script_load("return redis.call('SET', KEYS[1], ARGV[1])")
             for together in (1, 64):
-                ratio = await paired_async(
-                    lambda: slots(base, 20 * count, together),  # noqa: B023
-                    lambda: slots(limiter, count, together),  # noqa: B023
-                    pairs,
-                )
-                found.setdefault(name, {})[str(together)] = ratio.plain()
-            redis = getattr(limiter, "_redis", None)
-            if redis is not None:
-                await limiter.aclose()
-                await redis.aclose()
-    return found
+                for limit in (10, 100):
+                    base = SlidingWindowLimiter(limit, quick, 1_000)
+                    file = FileLimiter(f"{folder}/{limit}-{together}", limit, quick, 1_000)
+                    ratio = await paired_async(
+                        lambda: slots(base, 20 * count, together),  # noqa: B023
+                        lambda: slots(file, count, together),  # noqa: B023
+                        pairs,
+                    )
+                    file.close()
+                    at = found.setdefault(f"FileLimiter, limit {limit}", {})
+                    at[str(together)] = ratio.plain()
+                    async with RedisLimiter(redis, f"{limit}", limit, quick, 1_000) as shared:
+                        ratio = await paired_async(
+                            lambda: scripts(redis, sha, count, together),  # noqa: B023
+                            lambda: slots(shared, count, together),  # noqa: B023
+                            pairs,
+                        )
+                    at = found.setdefault(f"RedisLimiter, limit {limit}", {})
+                    at[str(together)] = ratio.plain()
+        server.stop()
+    return dict(sorted(found.items()))
 
 
 def cost_table(found: dict[str, Any]) -> None:
     rows = []
     for name, one in found.items():
-        cells = [name]
+        cells = [name, "a script" if "Redis" in name else "in-process"]
         for together in ("1", "64"):
             ratio = one[together]
-            cells += [f"{ratio['mine']:.0f} us", f"{ratio['median']:.0f}x"]
+            cells += [f"{ratio['mine']:.0f} us", f"{ratio['median']:.2f}x"]
         rows.append(cells)
     table(
-        "A slot, taken and released, where one is free (base: SlidingWindowLimiter)",
-        ["limiter", "one at a time", "over in-process", "64 at a time", "over in-process"],
+        "A slot, taken and released, where one is free",
+        ["limiter", "over", "one at a time", "", "64 at a time", ""],
         rows,
     )
 
