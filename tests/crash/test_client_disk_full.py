@@ -60,7 +60,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)], capture_output=True
+        # Room for the ledger and its write-ahead log, which is 8 MB before it is begun anew.
+        ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(disk)],
+        capture_output=True,
     )
     if mounted.returncode != 0:
         pytest.skip("no small disk can be mounted here")

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 
+@pytest.mark.timeout(240)  # seven processes, one after the other: 15 s on an idle machine
 @pytest.mark.skipif(sys.platform == "win32", reason="no kill -9")
 async def test_killed_workers_place_each_call_at_most_once(nats_server: Any) -> None:
     """F1, and `ack_wait` of 1 s with a server that takes longer."""
